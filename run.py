@@ -1,0 +1,20 @@
+"""Train, sparsify, prune and fine-tune one network, or sweep over many: ``python run.py --help``."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from lpslim import cli
+
+cli.register(Path(__file__).parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> None:
+    """Compose, check, run; the record's path is the last line."""
+    cli.task(composed)
+
+
+if __name__ == "__main__":
+    cli.guarded(main)

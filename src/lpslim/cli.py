@@ -1,0 +1,183 @@
+"""The command line around Hydra: plain messages, exit code 2 for the user's mistakes."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from lpslim.config import Config, check
+from lpslim.errors import UserError
+
+# Where and how a run is done, not what it measures: these may differ from an experiment file
+PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root",
+          "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
+
+
+GROUPS = ("model", "dataset", "regularizer", "criterion", "schedule", "trainer", "experiment", "debug")
+
+
+CONF = Path("conf")
+
+
+def register(conf: Path) -> None:
+    """Make the schema known to Hydra, and the groups below ``conf`` to its help and messages."""
+    global CONF
+    CONF = conf
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("lpslim.groups", _groups, replace=True)
+
+
+def _choices(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def _groups() -> str:
+    lines = []
+    for group in GROUPS:
+        rows = {name.split("/")[0] + "/..." if "/" in name else name for name in _choices(group)}
+        text = textwrap.fill(", ".join(sorted(rows)), 76, initial_indent=f"  {group:<13} ", subsequent_indent=" " * 16)
+        lines.append(text)
+    return "\n".join(lines) + "\n"
+
+
+def checked(composed: DictConfig) -> Config:
+    """Return the typed configuration.
+
+    Raises:
+        UserError: it cannot work; see :func:`lpslim.config.check`.
+    """
+    known = dict(_flat(OmegaConf.to_container(OmegaConf.structured(Config))))
+    extra = [key for key, _ in _flat(OmegaConf.to_container(composed)) if key not in known]
+    if extra:  # "+key=value" passes Hydra
+        raise UserError("\n".join(_unknown(key) for key in extra))
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def differences(composed: DictConfig) -> dict[str, list[Any]]:
+    """Return ``{key: [file's value, run's value]}`` against the experiment file of this name.
+
+    Empty if they agree, the places aside, or if no experiment file has this name.
+    """
+    name = composed.name
+    if name not in _choices("experiment") or not GlobalHydra.instance().is_initialized():
+        return {}
+    as_filed = dict(_flat(OmegaConf.to_container(compose("config", [f"experiment={name}"]), resolve=True)))
+    as_run = dict(_flat(OmegaConf.to_container(composed, resolve=True)))
+    return {
+        key: [as_filed.get(key), value]
+        for key, value in as_run.items()
+        if key not in PLACES and as_filed.get(key) != value
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def explain(problem: Exception, arguments: list[str]) -> str:
+    """Return one or a few lines for the user, without Hydra's internals."""
+    text = str(problem)
+    given = {a.lstrip("+~").split("=")[0]: a for a in arguments if "=" in a}
+    if missing := re.search(r"Could not find '([^']+)'", text):
+        group = next((g for g in GROUPS if missing[1].startswith(g + "/")), None)
+        if group:
+            name = missing[1].removeprefix(group + "/")
+            return f"{group}={name}: no such choice; one of {', '.join(_choices(group))}"
+    cause = problem.__cause__ or problem
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        unknown = next((key for key in given if f"'{key}'" in text or key in text), text)
+        return _unknown(unknown)
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key in given:
+        return f"{given[cause.full_key]}: {str(cause.msg).splitlines()[0]}"
+    return text
+
+
+def _unknown(key: str) -> str:
+    known = [name for name, _ in _flat(OmegaConf.to_container(OmegaConf.structured(Config)))]
+    near = difflib.get_close_matches(key, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --help lists the keys"
+    return f"{key}: no such key; {hint}"
+
+
+def report_mistake(problem: Exception) -> None:
+    """Print a mistake of the user's on the error stream."""
+    for line in explain(problem, sys.argv[1:]).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Run ``main``; a mistake of the user's ends with its message and exit code 2.
+
+    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
+    """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours to write
+    try:
+        main()
+    except (UserError, HydraException, OmegaConfBaseException) as problem:
+        if wants_traceback:
+            raise
+        report_mistake(problem)
+        sys.exit(2)
+
+
+def task(composed: DictConfig) -> Path | None:
+    """Do one run of the command line; a single run's mistake ends the program with exit code 2.
+
+    In a sweep the mistake is raised, so that the other jobs go on and the summary names it.
+    """
+    from lpslim.runs import execute  # slow to import, and a refused configuration does not need it
+
+    try:
+        return execute(checked(composed), differences(composed))
+    except UserError as problem:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        report_mistake(problem)
+        sys.exit(2)
+
+
+class SweepSummary(Callback):
+    """Hydra callback: after a sweep in one process, says what became of each job."""
+
+    def __init__(self) -> None:
+        self.jobs: list[str] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Note one job's end."""
+        overrides = " ".join(job_return.overrides or [])
+        if job_return.status == JobStatus.COMPLETED:
+            self.jobs.append(f"  done    {overrides}")
+        else:
+            problem = explain(job_return._return_value, list(job_return.overrides or []))
+            self.jobs.append(f"  FAILED  {overrides}: {problem.splitlines()[0]}")
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print the list."""
+        failed = sum(line.startswith("  FAILED") for line in self.jobs)
+        print(f"sweep: {len(self.jobs)} jobs, {failed} failed", *self.jobs, sep="\n")

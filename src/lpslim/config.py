@@ -1,0 +1,191 @@
+"""The typed schema of a run, and the checks that cross its groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from lpslim import lookup
+from lpslim.errors import UserError
+from lpslim.evaluation import PROTOCOLS
+from lpslim.recipe import DEVICES, PRECISIONS, SCHEDULES, Recipe, Trainer
+
+FORMS = ("squared", "norm")
+SCORED_ON = ("Z", "W")
+
+
+@dataclass
+class Model:
+    """A network: ``family`` is a module of lpslim.models, ``name`` one that it builds.
+
+    ``floor`` is the share of its channels that every layer keeps, unless it is sensitive.
+    """
+
+    family: str = MISSING
+    name: str = MISSING
+    input: str = "image"
+    floor: float = 0.0
+
+
+@dataclass
+class Dataset:
+    """A data set: ``source`` is a module of lpslim.data. ``workers`` decode streamed images."""
+
+    name: str = MISSING
+    source: str = MISSING
+    input: str = "image"
+    root: str = "data"
+    download: bool = False
+    image_size: int = 32
+    val_fraction: float = 0.1
+    crop_padding: int = 0
+    flip: bool = False
+    workers: int = 4
+
+
+@dataclass
+class Regularizer:
+    """The ADMM of the sparsify stage; ``penalty`` is a module of lpslim.penalties, or none."""
+
+    penalty: str = "lp"
+    form: str = "squared"
+    updates_per_epoch: int = 1
+    train: Recipe = field(default_factory=Recipe)
+
+
+@dataclass
+class Criterion:
+    """How channels are scored: ``name`` is a module of lpslim.criteria, on ``weights`` Z or W."""
+
+    name: str = "magnitude"
+    weights: str = "Z"
+
+
+@dataclass
+class Config:
+    """One run. The knobs of the paper stand at the top level; conf/config.yaml explains them."""
+
+    name: str = "adhoc"
+    p: float = 5.0
+    M: float | None = 1.0
+    rho: float = 1.5e-3
+    lamb: float = 1e-4
+    ratio: float = 0.5
+    adjust: float = 0.45
+    target_flops: float | None = None
+    target_params: float | None = None
+    seed: int = 0
+    selection: str = "last"
+    epoch_scale: float = 1.0
+    results_dir: str = "results"
+    work_dir: str = "outputs"
+    dry_run: bool = False
+    model: Model = field(default_factory=Model)
+    dataset: Dataset = field(default_factory=Dataset)
+    regularizer: Regularizer = field(default_factory=Regularizer)
+    criterion: Criterion = field(default_factory=Criterion)
+    baseline: Recipe = field(default_factory=Recipe)
+    finetune: Recipe = field(default_factory=Recipe)
+    trainer: Trainer = field(default_factory=Trainer)
+
+
+def check(config: Config) -> None:
+    """Refuse a configuration that cannot work, before anything else is done.
+
+    Raises:
+        UserError: one line per fault, with the key, its value and what it may be.
+    """
+    faults = [*_knobs(config), *_names(config), *_rest(config)]
+    for key in ("baseline", "finetune", "regularizer.train"):
+        recipe = config.regularizer.train if "." in key else getattr(config, key)
+        faults += [f"{key}.{fault}" for fault in _recipe(recipe)]
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _fault(key: str, value: object, allowed: str) -> str:
+    return f"{key}={'null' if value is None else value}: must be {allowed}"
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...] | list[str]) -> Iterator[str]:
+    if value not in allowed:
+        yield _fault(key, value, f"one of {', '.join(allowed)}")
+
+
+def _positive(key: str, value: float) -> Iterator[str]:
+    if not 0 < value < math.inf:
+        yield _fault(key, value, "a positive number")
+
+
+def _knobs(config: Config) -> Iterator[str]:
+    if config.p != 0 and not 1 <= config.p < math.inf:
+        yield _fault("p", config.p, "1 or more (the penalty is |z|^(1/p)), or 0 for L0")
+    if config.M is not None and not 0 < config.M < math.inf:
+        yield _fault("M", config.M, "a positive number, or null for no synaptic inhibition")
+    for key in ("rho", "lamb", "epoch_scale"):
+        yield from _positive(key, getattr(config, key))
+    for key in ("ratio", "adjust"):
+        if not 0 <= getattr(config, key) < 1:
+            yield _fault(key, getattr(config, key), "at least 0 and below 1")
+    for key in ("target_flops", "target_params"):
+        value = getattr(config, key)
+        if value is not None and not 0 < value < 1:
+            yield _fault(key, value, "the share to remove, above 0 and below 1, or null")
+    if config.target_flops is not None and config.target_params is not None:
+        yield _fault("target_params", config.target_params, "null when target_flops is given")
+    if config.seed < 0:
+        yield _fault("seed", config.seed, "0 or more")
+
+
+def _names(config: Config) -> Iterator[str]:
+    yield from _one_of("selection", config.selection, PROTOCOLS)
+    yield from _one_of("criterion.name", config.criterion.name, lookup.choices("criteria"))
+    yield from _one_of("criterion.weights", config.criterion.weights, SCORED_ON)
+    yield from _one_of("regularizer.penalty", config.regularizer.penalty, [*lookup.choices("penalties"), "none"])
+    yield from _one_of("regularizer.form", config.regularizer.form, FORMS)
+    yield from _one_of("dataset.source", config.dataset.source, lookup.choices("data"))
+    families = lookup.choices("models")
+    yield from _one_of("model.family", config.model.family, families)
+    if config.model.family in families:
+        names = lookup.find("models", config.model.family).NAMES
+        yield from _one_of("model.name", config.model.name, names)
+    if config.model.input != config.dataset.input:
+        yield (
+            f"dataset={config.dataset.name}: gives {config.dataset.input} input, "
+            f"but model={config.model.name} reads {config.model.input}"
+        )
+
+
+def _rest(config: Config) -> Iterator[str]:
+    if config.regularizer.updates_per_epoch < 1:
+        yield _fault("regularizer.updates_per_epoch", config.regularizer.updates_per_epoch, "1 or more")
+    if not 0 <= config.model.floor < 1:
+        yield _fault("model.floor", config.model.floor, "at least 0 and below 1")
+    if not 0 < config.dataset.val_fraction < 1:
+        yield _fault("dataset.val_fraction", config.dataset.val_fraction, "above 0 and below 1")
+    if config.dataset.crop_padding < 0:
+        yield _fault("dataset.crop_padding", config.dataset.crop_padding, "0 or more pixels")
+    yield from _one_of("trainer.device", config.trainer.device, DEVICES)
+    yield from _one_of("trainer.precision", config.trainer.precision, PRECISIONS)
+    if config.trainer.threads is not None and config.trainer.threads < 1:
+        yield _fault("trainer.threads", config.trainer.threads, "1 or more, or null for PyTorch's choice")
+
+
+def _recipe(recipe: Recipe) -> Iterator[str]:
+    for key in ("epochs", "batch_size"):
+        if getattr(recipe, key) < 1:
+            yield _fault(key, getattr(recipe, key), "1 or more")
+    yield from _positive("lr", recipe.lr)
+    yield from _one_of("schedule", recipe.schedule, SCHEDULES)
+    for key in ("momentum", "label_smoothing"):
+        if not 0 <= getattr(recipe, key) < 1:
+            yield _fault(key, getattr(recipe, key), "at least 0 and below 1")
+    if not 0 <= recipe.weight_decay < math.inf:
+        yield _fault("weight_decay", recipe.weight_decay, "0 or more")
+    if not 0 <= recipe.warmup_epochs < recipe.epochs:
+        yield _fault("warmup_epochs", recipe.warmup_epochs, f"0 or more, and below epochs={recipe.epochs}")
+    if recipe.milestones != sorted(recipe.milestones) or not all(0 < m < 1 for m in recipe.milestones):
+        yield _fault("milestones", recipe.milestones, "shares of the epochs, between 0 and 1, in order")

@@ -1,0 +1,132 @@
+"""One counting rule: multiply-adds of convolution and linear layers, all parameters.
+
+Batch-norm, activations, pooling, biases and additions count nothing in the multiply-adds
+("FLOPs" in the tables). Every parameter of the network counts in the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lpslim.units import Units
+
+RULE = "multiply-adds of convolution and linear layers; all parameters"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds for one input, and parameters."""
+
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The factors of one layer's cost: macs = positions * kernel * fan_in * out.
+
+    ``kernel`` is the kernel's area, ``fan_in`` the input channels that one filter reads (1
+    if depthwise), ``vectors`` the parameters per output channel besides the filter (bias,
+    batch-norm scale and shift).
+    """
+
+    name: str
+    positions: int
+    kernel: int
+    fan_in: int
+    out: int
+    vectors: int
+
+    def cost(self, fan_in: int, out: int) -> Cost:
+        """Return the cost with other widths."""
+        filters = self.kernel * fan_in * out
+        return Cost(self.positions * filters, filters + self.vectors * out)
+
+
+@torch.no_grad()
+def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
+    """Return every convolution, linear and batch-norm layer, measured on one forward pass.
+
+    example: (1, C, H, W) on the model's device. The model's mode is kept.
+    """
+    found: list[LayerCost] = []
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+
+            def record(module: nn.Module, _: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
+                found.append(_describe(name, module, out))
+
+            handles.append(module.register_forward_hook(record))
+    training = model.training
+    model.eval()
+    try:
+        model(example)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _describe(name: str, module: nn.Module, out: Tensor) -> LayerCost:
+    if isinstance(module, nn.BatchNorm2d):
+        return LayerCost(name, 0, 0, 0, module.num_features, 2 if module.affine else 0)
+    vectors = int(module.bias is not None)
+    if isinstance(module, nn.Conv2d):
+        area = module.kernel_size[0] * module.kernel_size[1]
+        fan_in = module.in_channels // module.groups
+        return LayerCost(name, out.shape[-2] * out.shape[-1], area, fan_in, module.out_channels, vectors)
+    assert isinstance(module, nn.Linear)
+    positions = out[0, ..., 0].numel()
+    return LayerCost(name, positions, 1, module.in_features, module.out_features, vectors)
+
+
+def count(model: nn.Module, example: Tensor) -> Cost:
+    """Return the cost of a network as it stands. example: (1, C, H, W)."""
+    macs = sum(each.cost(each.fan_in, each.out).macs for each in layer_costs(model, example))
+    return Cost(macs, sum(p.numel() for p in model.parameters()))
+
+
+class CostModel:
+    """What a network would cost with fewer units, without building it.
+
+    Args:
+        layers: of :func:`layer_costs` on the dense network.
+        units: the prunable layers, with the layers that each shrinks.
+        params: the parameters of the dense network, all of them.
+    """
+
+    def __init__(self, layers: Sequence[LayerCost], units: Sequence[Units], params: int) -> None:
+        self.layers, self.units = list(layers), list(units)
+        self.producer = {name: i for i, each in enumerate(units) for name in each.producers}
+        self.consumer = {name: i for i, each in enumerate(units) for name in each.consumers}
+        counted = [each.cost(each.fan_in, each.out) for each in self.layers]
+        self.dense = Cost(sum(cost.macs for cost in counted), params)
+        self.uncounted = params - sum(cost.params for cost in counted)
+
+    def __call__(self, kept: Sequence[int]) -> Cost:
+        """Return the cost with ``kept[i]`` units in layer i."""
+        macs, params = 0, self.uncounted
+        for layer in self.layers:
+            fan_in = self._width(layer.fan_in, self.consumer.get(layer.name), kept)
+            out = self._width(layer.out, self.producer.get(layer.name), kept)
+            cost = layer.cost(fan_in, out)
+            macs, params = macs + cost.macs, params + cost.params
+        return Cost(macs, params)
+
+    def _width(self, dense: int, unit: int | None, kept: Sequence[int]) -> int:
+        # a flattened feature map feeds several inputs of a linear layer per channel
+        return dense if unit is None else dense // self.units[unit].size * kept[unit]
+
+    def flops_drop(self, kept: Sequence[int]) -> float:
+        """Return the share of the dense multiply-adds that is gone with ``kept[i]`` units in layer i."""
+        return 1 - self(kept).macs / self.dense.macs
+
+    def params_drop(self, kept: Sequence[int]) -> float:
+        """Return the share of the dense parameters that is gone with ``kept[i]`` units in layer i."""
+        return 1 - self(kept).params / self.dense.params

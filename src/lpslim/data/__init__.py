@@ -1,0 +1,1 @@
+"""Data sets: one module each, whose ``load`` returns a :class:`lpslim.data.images.ImageData`."""

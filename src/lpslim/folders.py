@@ -1,0 +1,93 @@
+"""Image folders (``<split>/<class>/<image>``) decoded once into a uint8 store."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
+
+from lpslim.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def list_images(split: Path) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Return the class names, sorted, and every (image file, class index) of one split.
+
+    Raises:
+        UserError: the folder holds no class folder, or a class without an image.
+    """
+    classes = sorted(entry.name for entry in split.iterdir() if entry.is_dir())
+    if not classes:
+        raise UserError(f"{split} holds no class folders; expected {split}/<class>/<image>")
+    samples: list[tuple[Path, int]] = []
+    for index, name in enumerate(classes):
+        files = sorted(p for p in (split / name).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+        if not files:
+            raise UserError(f"{split / name} holds no image ({', '.join(IMG_EXTENSIONS)})")
+        samples.extend((file, index) for file in files)
+    return classes, samples
+
+
+def listing_digest(root: Path, samples: list[tuple[Path, int]]) -> str:
+    """Return a SHA-256 over every file's relative name, size and time of change."""
+    described = hashlib.sha256()
+    for file, _ in samples:
+        status = os.stat(file)
+        described.update(f"{file.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return described.hexdigest()
+
+
+def decode(root: Path, splits: tuple[str, ...], size: int, cache: Path) -> tuple[dict[str, Tensor], str]:
+    """Return ``{"<split>.images", "<split>.labels"}`` and the fingerprint of the files' bytes.
+
+    Images are RGB uint8 (N, size, size, 3). The decoded tensors are kept in ``cache``
+    under the digest of the listing, so that only the first run opens the image files;
+    the fingerprint covers names and contents, and is stored beside them.
+
+    Raises:
+        UserError: an image has another size, or the splits disagree about the classes.
+    """
+    listed = {split: list_images(root / split) for split in splits}
+    names = {split: classes for split, (classes, _) in listed.items()}
+    if len({tuple(classes) for classes in names.values()}) > 1:
+        raise UserError(f"{root}: the splits {', '.join(splits)} do not hold the same classes")
+    everything = [sample for _, samples in listed.values() for sample in samples]
+    stored = cache / f"{listing_digest(root, everything)[:32]}.safetensors"
+    if not stored.exists():
+        _decode_into(stored, root, listed, size)
+    with safe_open(stored, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["fingerprint"]
+
+
+def _decode_into(
+    stored: Path, root: Path, listed: dict[str, tuple[list[str], list[tuple[Path, int]]]], size: int
+) -> None:
+    contents = hashlib.sha256()
+    tensors: dict[str, Tensor] = {}
+    for split, (_, samples) in listed.items():
+        images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
+        for row, (file, _) in enumerate(tqdm(samples, desc=f"decode {split}", disable=None)):
+            data = file.read_bytes()
+            contents.update(f"{file.relative_to(root)}\0{len(data)}\0".encode() + data)
+            with Image.open(file) as image:
+                if image.size != (size, size):
+                    raise UserError(f"{file} is {image.size[0]}x{image.size[1]}, not {size}x{size}")
+                images[row] = pil_to_tensor(image.convert("RGB")).permute(1, 2, 0)
+        tensors[f"{split}.images"] = images
+        tensors[f"{split}.labels"] = torch.tensor([label for _, label in samples])
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    scratch = stored.with_suffix(f".{os.getpid()}")
+    save_file(tensors, scratch, {"fingerprint": contents.hexdigest()})
+    os.replace(scratch, stored)
+    log.info("decoded %d images of %s into %s", sum(map(len, listed)), root, stored)

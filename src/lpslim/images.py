@@ -1,0 +1,162 @@
+"""Images in memory as uint8, batched, augmented and normalised in a few vector operations.
+
+Shapes: N images, B a batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Split(Protocol):
+    """What training and evaluation need of a split, in memory or streamed from disk."""
+
+    def __len__(self) -> int: ...
+    def to(self, device: torch.device) -> Split: ...
+    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]: ...
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """A split held whole in memory (or on the accelerator).
+
+    images: (N, H, W, C) uint8. labels: (N,) int64. mean, std: (C,) float, in units of
+    pixel value. ``crop_padding`` and ``flip`` describe the training augmentation.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> TensorSplit:
+        """Return the same split with its tensors on ``device``."""
+        fields = ("images", "labels", "mean", "std")
+        return replace(self, **{name: getattr(self, name).to(device) for name in fields})
+
+    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Yield one epoch of shuffled, augmented (B, C, H, W) float batches and labels (B,).
+
+        All draws come from a CPU generator with ``seed``, so every device sees the same
+        crops and flips. The last, short batch is left out: batch statistics of a handful
+        of images are noise, and another epoch draws other images.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        count, device = len(self), self.images.device
+        order = torch.randperm(count, generator=generator)
+        shift = torch.randint(2 * self.crop_padding + 1, (2, count), generator=generator)
+        mirror = (torch.rand(count, generator=generator) < 0.5) & self.flip
+        order, shift, mirror = order.to(device), shift.to(device), mirror.to(device)
+        edge = self.crop_padding
+        padded = F.pad(self.images, (0, 0, edge, edge, edge, edge)) if edge else self.images
+        size = min(batch_size, count)
+        for start in range(0, count - size + 1, size):
+            taken = slice(start, start + size)
+            pixels = crop_flip(
+                padded, order[taken], shift[:, taken], mirror[taken], self.images.shape[1:3]
+            )
+            yield self._normalise(pixels), self.labels[order[taken]]
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield every image once, in order, not augmented; the last batch may be short."""
+        for start in range(0, len(self), batch_size):
+            taken = slice(start, start + batch_size)
+            yield self._normalise(self.images[taken]), self.labels[taken]
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        scaled = (pixels.float() - self.mean) / self.std
+        return scaled.permute(0, 3, 1, 2)  # (B, H, W, C) -> channels-last (B, C, H, W)
+
+
+def crop_flip(
+    padded: Tensor, index: Tensor, shift: Tensor, mirror: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Gather one crop per image, mirrored where asked, in a single indexing operation.
+
+    padded: (N, H + 2e, W + 2e, C). index, mirror: (B,). shift: (2, B), the crop's top
+    and left corner. size: (H, W). Returns (B, H, W, C).
+    """
+    height, width = size
+    rows = shift[0, :, None] + torch.arange(height, device=index.device)  # (B, H)
+    across = torch.arange(width, device=index.device)
+    across = torch.where(mirror[:, None], width - 1 - across, across)  # (B, W)
+    cols = shift[1, :, None] + across
+    return padded[index[:, None, None], rows[:, :, None], cols[:, None, :]]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A classification data set: its splits and what a record must say of it."""
+
+    name: str
+    source: str
+    fingerprint: str
+    num_classes: int
+    shape: tuple[int, int, int]  # (C, H, W)
+    train: Split
+    val: Split
+    test: Split
+
+    def to(self, device: torch.device) -> ImageData:
+        """Return the same data with every split on ``device``."""
+        moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
+        return replace(self, **moved)
+
+
+def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """Return (train, validation) indices of ``count`` samples; the same in every run.
+
+    The split belongs to the data, not to the seed, so that runs can be compared.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    held = round(count * fraction)
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the exact mean and standard deviation (C,) of uint8 images (N, H, W, C)."""
+    values = torch.arange(256, dtype=torch.float64)
+    means, stds = [], []
+    for channel in images.unbind(-1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        means.append(mean)
+        stds.append((share * (values - mean) ** 2).sum().sqrt())
+    return torch.stack(means).float(), torch.stack(stds).float()
+
+
+def splits(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    val_fraction: float,
+    crop_padding: int,
+    flip: bool,
+) -> dict[str, TensorSplit]:
+    """Return the ``train``, ``val`` and ``test`` splits of (images, labels) pairs.
+
+    Validation images come out of the training set; mean and deviation are those of
+    the images that are trained on.
+    """
+    images, labels = train
+    fitted, held = hold_out(len(labels), val_fraction)
+    mean, std = pixel_statistics(images[fitted])
+    return {
+        "train": TensorSplit(images[fitted], labels[fitted], mean, std, crop_padding, flip),
+        "val": TensorSplit(images[held], labels[held], mean, std),
+        "test": TensorSplit(*test, mean, std),
+    }

@@ -1,0 +1,98 @@
+"""The |z|^q family of the paper, q = 1/p: Lp (p > 1), L1 (p = 1) and L0 (p = 0).
+
+Ji et al., Pattern Recognition 2025, doi:10.1016/j.patcog.2025.111711. The knob ``p`` is the
+denominator: p = 5 means |z|^(1/5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lpslim.penalties import Penalty
+
+
+def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return argmin_z threshold * |z| + (z - x)^2 / 2, entry by entry; same shape as x.
+
+    ``threshold`` is a number or a tensor like x, not negative; infinity gives zero.
+    """
+    return x - x.clamp(-threshold, threshold)
+
+
+@dataclass(frozen=True)
+class Lp:
+    """The penalty sum |z|^(1/p), linearised at the last z, its weights capped at M.
+
+    ``M`` is the synaptic inhibition; ``None`` switches it off: then the weight of a zero is
+    infinite, and a zero never comes back.
+    """
+
+    p: float
+    M: float | None = 1.0
+
+    @property
+    def q(self) -> float:
+        return 1.0 / self.p
+
+    @property
+    def knee(self) -> float:
+        """The |z| below which the cap binds: q * knee^(q-1) = M."""
+        if self.M is None:
+            return 0.0
+        if self.p == 1:
+            return float("inf") if self.M < 1 else 0.0
+        return float((self.q / self.M) ** (1 / (1 - self.q)))
+
+    def weight(self, z: Tensor) -> Tensor:
+        """Return w = min(q * |z|^(q-1), M), the slope of the penalty at z; same shape as z."""
+        w = z.abs().pow_(self.q - 1).mul_(self.q)
+        return w if self.M is None else w.clamp_(max=self.M)
+
+    def proximal(self, x: list[Tensor], z: list[Tensor], strength: float) -> Iterator[Tensor]:
+        """Yield soft(x, strength * w(z)): the Z-step, exact for the linearised penalty."""
+        for each, last in zip(x, z, strict=True):
+            yield soft_threshold(each, self.weight(last).mul_(strength))
+
+    def capped(self, z: Tensor) -> Tensor:
+        return (z.abs() < self.knee).sum()
+
+    def value(self, z: Tensor) -> Tensor:
+        """Return the penalty whose slope ``weight`` is: M * |z| up to the knee, then |z|^q + const.
+
+        Without a cap, sum |z|^q. Returns a 0-d tensor.
+        """
+        size, knee = z.abs(), self.knee
+        if self.M is None or knee == 0:
+            return size.pow(self.q).sum()
+        beyond = size.pow(self.q) - knee**self.q + self.M * knee
+        return torch.where(size <= knee, self.M * size, beyond).sum()
+
+
+@dataclass(frozen=True)
+class L0:
+    """The constraint that at most a fraction ``1 - sparsity`` of all entries is not zero.
+
+    The released code's stand-in for L0: keep the largest, over all tensors together.
+    """
+
+    sparsity: float
+
+    def proximal(self, x: list[Tensor], z: list[Tensor], strength: float) -> Iterator[Tensor]:
+        """Yield the projection: the largest |x| stay as they are, the others become zero."""
+        sizes = torch.cat([each.abs().flatten() for each in x])
+        dropped = int(self.sparsity * len(sizes))
+        threshold = sizes.kthvalue(dropped).values if dropped else sizes.new_tensor(-1.0)
+        for each in x:
+            yield torch.where(each.abs() > threshold, each, 0.0)
+
+    def capped(self, z: Tensor) -> Tensor:
+        return z.new_zeros((), dtype=torch.long)
+
+
+def build(p: float, M: float | None, ratio: float) -> Penalty:
+    """Return the penalty for the knobs: ``L0(ratio)`` for p = 0, else ``Lp(p, M)``."""
+    return L0(ratio) if p == 0 else Lp(p, M)

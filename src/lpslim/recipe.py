@@ -1,0 +1,59 @@
+"""How to train: plain settings, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+SCHEDULES = ("cosine", "step", "constant")
+PRECISIONS = ("no", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass
+class Recipe:
+    """SGD with momentum, for so many epochs, along a learning-rate schedule."""
+
+    epochs: int = 1
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    label_smoothing: float = 0.0
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+
+
+@dataclass
+class Trainer:
+    """Where and how the arithmetic runs."""
+
+    device: str = "auto"
+    precision: str = "no"
+    channels_last: bool = True
+    compile: bool = False
+    threads: int | None = None
+
+
+def scaled(recipe: Recipe, factor: float) -> Recipe:
+    """Return the recipe with its length, warm-up included, times ``factor`` (one epoch at least)."""
+    epochs = max(1, round(recipe.epochs * factor)) if recipe.epochs else 0
+    return replace(recipe, epochs=epochs, warmup_epochs=recipe.warmup_epochs * factor)
+
+
+def learning_rate(recipe: Recipe, epoch: float) -> float:
+    """Return the rate at a (fractional) epoch: a linear warm-up, then the schedule.
+
+    ``cosine``: ``lr/2 * (1 + cos(pi * (e - w) / (E - w)))`` with w warm-up epochs of E.
+    ``step``: a tenth after each milestone, a fraction of E. ``constant``: ``lr``.
+    """
+    if epoch < recipe.warmup_epochs:
+        return recipe.lr * epoch / recipe.warmup_epochs
+    if recipe.schedule == "constant":
+        return recipe.lr
+    if recipe.schedule == "step":
+        passed = sum(epoch >= part * recipe.epochs for part in recipe.milestones)
+        return recipe.lr * 0.1**passed
+    done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))

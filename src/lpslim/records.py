@@ -1,0 +1,147 @@
+"""Records: one small JSON per finished run, all that a table or figure needs.
+
+A record is written once, to ``<results>/records/<experiment>/<key>.json``. Everything that
+``reproduce/`` prints as measured comes from here.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lpslim import store
+from lpslim.errors import UserError
+
+SCHEMA = 1
+PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: what was asked, on what, and what came out. Percentages are 0 to 100.
+
+    experiment: ``<table>/<row>``, or ``adhoc``. key: of the last stage.
+    differs: config keys in which the run departs from that experiment file (the seed aside):
+        ``{key: [the file's value, the run's value]}``; such a run is not that row.
+    config: the composed config. stages: name -> key.
+    data: ``name``, ``source``, ``fingerprint`` and the number of ``train``, ``val``, ``test`` samples.
+    cost: ``rule``, ``dense`` and ``pruned`` (each ``macs``, ``params``), ``flops_drop``, ``params_drop``.
+    accuracy: stage -> protocol (``last``, ``val``, ``paper``; see evaluation.summarise) -> test
+        accuracy; the stage ``prune`` (before fine-tuning) has ``last`` alone.
+    channels: pruned layer -> [kept, of]. convergence: a row per outer ADMM iteration
+        (``iteration``, ``epoch``, ``primal``, ``dual``, ``sparsity``, ``capped``); may be empty.
+    curves: stage -> column (``train_loss``, ``val_accuracy``, ``test_accuracy``) -> value per epoch.
+    seconds: stage -> wall time where it was computed. environment: versions, device, git commit.
+    """
+
+    experiment: str
+    key: str
+    seed: int
+    differs: dict[str, list[Any]]
+    config: dict[str, Any]
+    stages: dict[str, str]
+    data: dict[str, Any]
+    cost: dict[str, Any]
+    accuracy: dict[str, dict[str, float]]
+    channels: dict[str, list[int]]
+    convergence: list[dict[str, float]]
+    curves: dict[str, dict[str, list[float]]]
+    seconds: dict[str, float]
+    environment: dict[str, Any]
+    schema: int = SCHEMA
+
+
+def path_of(results: Path, experiment: str, key: str) -> Path:
+    """Return where the record of a run is, or would be."""
+    return results / "records" / experiment / f"{key}.json"
+
+
+def write(results: Path, record: Record) -> Path:
+    """Write a record and return its path.
+
+    Raises:
+        FileExistsError: there is one already; records are never changed.
+    """
+    path = path_of(results, record.experiment, record.key)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; records are never changed")
+    store.write_json(path, asdict(record))
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        UserError: not JSON, another schema, or a field is missing or unknown.
+    """
+    try:
+        content = store.read_json(path)
+    except ValueError as problem:
+        raise UserError(f"{path}: not a JSON record ({problem})") from problem
+    known = {each.name for each in fields(Record)}
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or set(content) != known:
+        raise UserError(f"{path}: not a record of schema {SCHEMA}")
+    return Record(**content)
+
+
+def read_all(results: Path) -> list[Record]:
+    """Read every record below ``results``, in the order of their paths."""
+    return [read(path) for path in sorted((results / "records").rglob("*.json"))]
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per run: its identity, settings, drops and accuracies (flat columns)."""
+    return pd.DataFrame([_row(each) for each in records])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    config = record.config
+    row = {
+        "experiment": record.experiment,
+        "key": record.key,
+        "seed": record.seed,
+        "as_configured": not record.differs,
+        "model": config["model"]["name"],
+        "dataset": record.data["name"],
+        "fingerprint": record.data["fingerprint"],
+        "penalty": config["regularizer"]["penalty"],
+        "criterion": config["criterion"]["name"],
+        **{knob: config[knob] for knob in ("p", "M", "rho", "lamb", "ratio", "target_flops")},
+        "flops_drop": record.cost["flops_drop"],
+        "params_drop": record.cost["params_drop"],
+        "pruned_accuracy": record.accuracy["prune"]["last"],
+    }
+    for stage in ("baseline", "finetune"):
+        for protocol, value in record.accuracy[stage].items():
+            row[f"{stage}_{protocol}"] = value
+    return row
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return the versions, machine and source revision that a record states."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "machine": platform.machine(),
+        "device": device,
+        **{package: version(package) for package in PACKAGES},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--", "src", "conf", "run.py")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from a package: there is no repository to name
+    return done.stdout.strip()

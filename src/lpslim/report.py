@@ -1,0 +1,85 @@
+"""From finished stages to the run's folder and its record."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lpslim import records, store
+from lpslim.config import Config
+from lpslim.cost import RULE
+from lpslim.images import ImageData
+from lpslim.records import Record
+
+DIGITS = 4  # of a percentage or a loss: finer than any set of images can tell
+COLUMNS = ("train_loss", "val_accuracy", "test_accuracy")
+
+
+def make_record(
+    config: Config,
+    composed: dict[str, Any],
+    differs: dict[str, list[Any]],
+    data: ImageData,
+    keys: dict[str, str],
+    infos: dict[str, dict[str, Any]],
+    device: str,
+) -> Record:
+    """Return the record of a run from what its stages say (``infos``, stage -> stage.json)."""
+    pruned = infos["prune"]
+    return Record(
+        experiment=config.name,
+        key=keys["finetune"],
+        seed=config.seed,
+        differs=differs,
+        config=composed,
+        stages=keys,
+        data={
+            "name": data.name,
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            **{split: len(getattr(data, split)) for split in ("train", "val", "test")},
+        },
+        cost={"rule": RULE, **{key: pruned[key] for key in ("dense", "pruned", "flops_drop", "params_drop")}},
+        accuracy={stage: info["accuracy"] for stage, info in infos.items()},
+        channels=pruned["channels"],
+        convergence=infos.get("sparsify", {}).get("convergence", []),
+        curves={stage: _columns(info["curve"]) for stage, info in infos.items() if "curve" in info},
+        seconds={stage: round(info["seconds"], 1) for stage, info in infos.items()},
+        environment=records.environment(device),
+    )
+
+
+def _columns(curve: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [round(row[name], DIGITS) for row in curve] for name in COLUMNS}
+
+
+def fill_folder(folder: Path, record: Record, pruned: Path) -> None:
+    """Put the record, the convergence series and the pruned network into the run's folder."""
+    store.write_json(folder / "record.json", vars(record))
+    if record.convergence:
+        store.write_text(folder / "convergence.csv", pd.DataFrame(record.convergence).to_csv(index=False))
+    network = folder / "pruned"
+    network.mkdir(exist_ok=True)
+    for file in pruned.iterdir():
+        if file.name != "stage.json":
+            shutil.copyfile(file, network / file.name)
+
+
+def summary(record: Record, selection: str) -> str:
+    """Return the lines that end a run's output."""
+    cost, accuracy = record.cost, record.accuracy
+    dense, pruned = cost["dense"], cost["pruned"]
+    return "\n".join(
+        [
+            f"{record.experiment}, seed {record.seed}: test accuracy (selection={selection})",
+            f"  dense              {accuracy['baseline'][selection]:6.2f} %   "
+            f"{dense['macs'] / 1e6:9.2f} M multiply-adds   {dense['params'] / 1e6:7.3f} M parameters",
+            f"  pruned             {accuracy['prune']['last']:6.2f} %   "
+            f"{pruned['macs'] / 1e6:9.2f} M (-{cost['flops_drop']:.2f} %)"
+            f"   {pruned['params'] / 1e6:7.3f} M (-{cost['params_drop']:.2f} %)",
+            f"  pruned, fine-tuned {accuracy['finetune'][selection]:6.2f} %",
+        ]
+    )

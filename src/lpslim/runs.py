@@ -1,0 +1,89 @@
+"""One run from its checked configuration to its record."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from lpslim import lookup, records, report, store
+from lpslim.config import Config
+from lpslim.images import ImageData
+from lpslim.stages import Pipeline, Step, plan
+from lpslim.training import make_accelerator
+
+log = logging.getLogger(__name__)
+SHORT = 8  # characters of a key in a folder's name
+
+
+def execute(config: Config, differs: dict[str, list[Any]]) -> Path | None:
+    """Do what ``config`` (already checked) asks; return the record's path, None for a dry run.
+
+    Finished stages are found again by their keys. A run whose record exists is not repeated.
+    ``differs`` is what sets it apart from the experiment file that it names, for the record.
+
+    Raises:
+        UserError: the data are not there, or the target cannot be met.
+    """
+    data = lookup.find("data", config.dataset.source).load(config.dataset, Path(config.work_dir) / "data")
+    steps = plan(config, data)
+    key = steps["finetune"].key
+    recorded = records.path_of(Path(config.results_dir), config.name, key)
+    if config.dry_run:
+        print(describe(config, steps, recorded))
+        return None
+    if recorded.exists():
+        print(report.summary(records.read(recorded), config.selection))
+        print(f"record: {recorded} (measured before; results_dir=<folder> measures it anew)")
+        return recorded
+    folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
+    folder.mkdir(parents=True, exist_ok=True)
+    store.write_json(folder / "config.json", asdict(config))
+    with _log_file(folder / "run.log"), SummaryWriter(str(folder / "tensorboard")) as writer:
+        infos = Pipeline(config, data, steps, writer).run()
+        record = _record(config, differs, data, steps, infos)
+        report.fill_folder(folder, record, steps["finetune"].folder)
+    path = records.write(Path(config.results_dir), record)
+    print(report.summary(record, config.selection))
+    print(f"run folder: {folder}\nrecord: {path}")
+    return path
+
+
+def describe(config: Config, steps: dict[str, Step], recorded: Path) -> str:
+    """Return the plan of a run: each stage, its key, whether it is there, its epochs."""
+    lines = [f"{config.name}, seed {config.seed}: {'recorded' if recorded.exists() else 'no record yet'}"]
+    for step in steps.values():
+        epochs = step.depends_on.get("recipe", {}).get("epochs")
+        length = f"{epochs} epochs" if epochs else ""
+        lines.append(f"  {step.name:<9} {step.key}  {'found' if step.done else 'to do':<6} {length}".rstrip())
+    return "\n".join(lines)
+
+
+def _record(
+    config: Config,
+    differs: dict[str, list[Any]],
+    data: ImageData,
+    steps: dict[str, Step],
+    infos: dict[str, dict[str, Any]],
+) -> records.Record:
+    keys = {name: step.key for name, step in steps.items()}
+    device = str(make_accelerator(config.trainer).device)
+    return report.make_record(config, asdict(config), differs, data, keys, infos, device)
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    root = logging.getLogger("lpslim")
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

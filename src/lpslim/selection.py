@@ -1,0 +1,112 @@
+"""From scores to the units that stay: one global order, floors per layer, a ratio or a target.
+
+Pure functions. All units of all layers are ranked together; the lowest go first, except
+where a layer has reached its floor (Ji et al. 2025, sec. 3.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lpslim.errors import UserError
+from lpslim.units import Units
+
+TOLERANCE = 0.003  # of the dense cost: 0.3 points
+Kept = dict[str, list[int]]
+Drop = Callable[[Sequence[int]], float]
+
+
+def floors(units: Sequence[Units], *, adjust: float, floor: float) -> list[int]:
+    """Return how many units each layer keeps at least: a rounded-down share, never none."""
+    return [max(1, int((adjust if each.sensitive else floor) * each.size + 1e-9)) for each in units]
+
+
+class Ranking:
+    """Every unit of every layer, from the lowest score to the highest (ties: first layer first).
+
+    Args:
+        scores: per layer, a tensor (units,).
+        least: per layer, how many units stay whatever their score.
+    """
+
+    def __init__(self, scores: Sequence[Tensor], least: Sequence[int]) -> None:
+        self.sizes = [len(each) for each in scores]
+        self.least = list(least)
+        layer = torch.cat([torch.full((n,), i) for i, n in enumerate(self.sizes)])
+        index = torch.cat([torch.arange(n) for n in self.sizes])
+        order = torch.cat([each.double().cpu() for each in scores]).argsort(stable=True)
+        self.order = list(zip(layer[order].tolist(), index[order].tolist(), strict=True))
+
+    def remove(self, lowest: int) -> list[set[int]]:
+        """Return per layer which units go when the ``lowest`` units do, floors observed."""
+        gone: list[set[int]] = [set() for _ in self.sizes]
+        for layer, index in self.order[:lowest]:
+            if len(gone[layer]) < self.sizes[layer] - self.least[layer]:
+                gone[layer].add(index)
+        return gone
+
+    def counts(self, gone: Sequence[set[int]]) -> list[int]:
+        """Return per layer how many units are left."""
+        return [size - len(each) for size, each in zip(self.sizes, gone, strict=True)]
+
+    def kept(self, units: Sequence[Units], gone: Sequence[set[int]]) -> Kept:
+        """Return per layer name the sorted indices that are left."""
+        return {
+            each.layer: [i for i in range(each.size) if i not in lost]
+            for each, lost in zip(units, gone, strict=True)
+        }
+
+
+def by_ratio(units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], ratio: float) -> Kept:
+    """Remove the units below the ``ratio`` quantile of all scores, floors observed."""
+    ranking = Ranking(scores, least)
+    return ranking.kept(units, ranking.remove(int(ratio * len(ranking.order))))
+
+
+def by_target(
+    units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], target: float, drop: Drop
+) -> Kept:
+    """Find the threshold whose drop, a share of the dense cost, is nearest to ``target``.
+
+    ``drop(counts)`` gives the share removed with so many units left per layer. One channel of a
+    narrow network can weigh more than the tolerance: then the units next in order that still
+    fit below the target fill the gap.
+
+    Raises:
+        UserError: no threshold comes within 0.3 points; the message gives the reachable range.
+    """
+    ranking = Ranking(scores, least)
+
+    def dropped(lowest: int) -> float:
+        return drop(ranking.counts(ranking.remove(lowest)))
+
+    low, high = 0, len(ranking.order)  # the drop grows with the number removed
+    reachable = dropped(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if dropped(middle) <= target else (low, middle)
+    nearest = min((low, high), key=lambda lowest: abs(dropped(lowest) - target))
+    gone = ranking.remove(nearest)
+    if abs(dropped(nearest) - target) > TOLERANCE:
+        gone = _fill(ranking, low, target, drop)
+    if abs(drop(ranking.counts(gone)) - target) > TOLERANCE:
+        raise UserError(
+            f"target {100 * target:.2f} %: cannot be met within 0.3 points; with these floors "
+            f"{100 * dropped(0):.2f} to {100 * reachable:.2f} % can be removed"
+        )
+    return ranking.kept(units, gone)
+
+
+def _fill(ranking: Ranking, lowest: int, target: float, drop: Drop) -> list[set[int]]:
+    gone = ranking.remove(lowest)
+    for layer, index in ranking.order[lowest:]:
+        if target - drop(ranking.counts(gone)) <= TOLERANCE:
+            break
+        if len(gone[layer]) < ranking.sizes[layer] - ranking.least[layer]:
+            gone[layer].add(index)
+            if drop(ranking.counts(gone)) > target + TOLERANCE:
+                gone[layer].remove(index)
+    return gone

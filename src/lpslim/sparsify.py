@@ -1,0 +1,51 @@
+"""The ADMM inside a training loop: its gradient after each backward, its update on schedule."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch import Tensor, nn
+
+from lpslim.admm import ADMM
+from lpslim.penalties import Penalty
+from lpslim.training import Hooks
+from lpslim.units import regularised_weights
+
+
+class Sparsifier(Hooks):
+    """Regularises the convolution and linear weights of ``model`` while it is trained.
+
+    Args:
+        model: the network that the loop trains.
+        penalty, lamb, rho, form: see :class:`lpslim.admm.ADMM`.
+        updates_per_epoch: outer iterations (Z- and U-steps) in an epoch.
+
+    After training, ``convergence`` has one row per outer iteration and :meth:`sparse` returns Z.
+    """
+
+    def __init__(
+        self, model: nn.Module, penalty: Penalty, *, lamb: float, rho: float, form: str, updates_per_epoch: int
+    ) -> None:
+        self.weights = regularised_weights(model)
+        self.penalty, self.updates_per_epoch = penalty, updates_per_epoch
+        self.lamb, self.rho, self.form = lamb, rho, form
+        self.convergence: list[dict[str, float]] = []
+
+    def begin(self) -> None:
+        """Start from Z = W, U = 0, on the device where the weights now are."""
+        self.admm = ADMM(
+            list(self.weights.values()), self.penalty, lamb=self.lamb, rho=self.rho, form=self.form
+        )
+
+    def after_backward(self) -> None:
+        self.admm.add_gradient()
+
+    def after_step(self, step: int, steps_per_epoch: int) -> None:
+        due, done = (n * self.updates_per_epoch // steps_per_epoch for n in (step, step - 1))
+        if due > done:
+            row = {"iteration": len(self.convergence) + 1, "epoch": step / steps_per_epoch}
+            self.convergence.append({**row, **asdict(self.admm.update())})
+
+    def sparse(self) -> dict[str, Tensor]:
+        """Return Z by parameter name, on the CPU."""
+        return {name: z.cpu() for name, z in zip(self.weights, self.admm.Z, strict=True)}
