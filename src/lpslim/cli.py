@@ -30,7 +30,7 @@ PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "da
           "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
 
 
-GROUPS = ("model", "dataset", "regularizer", "criterion", "schedule", "trainer", "experiment", "debug")
+GROUPS = ("model", "dataset", "regularizer", "criterion", "schedule", "trainer", "experiment", "profile", "debug")
 
 
 CONF = Path("conf")
@@ -119,7 +119,7 @@ def explain(problem: Exception, arguments: list[str]) -> str:
 
 def _unknown(key: str) -> str:
     known = [name for name, _ in _flat(OmegaConf.to_container(OmegaConf.structured(Config)))]
-    near = difflib.get_close_matches(key, known, n=3)
+    near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --help lists the keys"
     return f"{key}: no such key; {hint}"
 

@@ -32,7 +32,10 @@ class Model:
 
 @dataclass
 class Dataset:
-    """A data set: ``source`` is a module of lpslim.data. ``workers`` decode streamed images."""
+    """A data set: ``source`` is a module of lpslim.data.
+
+    ``rgb`` repeats grey images in three channels; ``workers`` decode streamed images.
+    """
 
     name: str = MISSING
     source: str = MISSING
@@ -40,6 +43,7 @@ class Dataset:
     root: str = "data"
     download: bool = False
     image_size: int = 32
+    rgb: bool = False
     val_fraction: float = 0.1
     crop_padding: int = 0
     flip: bool = False
@@ -166,6 +170,8 @@ def _rest(config: Config) -> Iterator[str]:
         yield _fault("model.floor", config.model.floor, "at least 0 and below 1")
     if not 0 < config.dataset.val_fraction < 1:
         yield _fault("dataset.val_fraction", config.dataset.val_fraction, "above 0 and below 1")
+    if config.dataset.source == "digits" and (config.dataset.image_size % 8 or config.dataset.image_size < 8):
+        yield _fault("dataset.image_size", config.dataset.image_size, "a multiple of 8 for the digits")
     if config.dataset.crop_padding < 0:
         yield _fault("dataset.crop_padding", config.dataset.crop_padding, "0 or more pixels")
     yield from _one_of("trainer.device", config.trainer.device, DEVICES)
@@ -185,7 +191,7 @@ def _recipe(recipe: Recipe) -> Iterator[str]:
             yield _fault(key, getattr(recipe, key), "at least 0 and below 1")
     if not 0 <= recipe.weight_decay < math.inf:
         yield _fault("weight_decay", recipe.weight_decay, "0 or more")
-    if not 0 <= recipe.warmup_epochs < recipe.epochs:
+    if not 0 <= recipe.warmup_epochs < max(1, recipe.epochs):
         yield _fault("warmup_epochs", recipe.warmup_epochs, f"0 or more, and below epochs={recipe.epochs}")
     if recipe.milestones != sorted(recipe.milestones) or not all(0 < m < 1 for m in recipe.milestones):
         yield _fault("milestones", recipe.milestones, "shares of the epochs, between 0 and 1, in order")

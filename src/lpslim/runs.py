@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lpslim import lookup, records, report, store
 from lpslim.config import Config
 from lpslim.images import ImageData
-from lpslim.stages import Pipeline, Step, plan
+from lpslim.stages import Pipeline, Step, check_target, plan
 from lpslim.training import make_accelerator
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | None:
         print(report.summary(records.read(recorded), config.selection))
         print(f"record: {recorded} (measured before; results_dir=<folder> measures it anew)")
         return recorded
+    check_target(config, data)
     folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
     folder.mkdir(parents=True, exist_ok=True)
     store.write_json(folder / "config.json", asdict(config))
@@ -81,6 +82,7 @@ def _log_file(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root = logging.getLogger("lpslim")
+    root.setLevel(logging.INFO)
     root.addHandler(handler)
     try:
         yield

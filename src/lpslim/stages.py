@@ -21,12 +21,14 @@ from lpslim import architecture, lookup, selection, store, surgery
 from lpslim.architecture import Architecture
 from lpslim.config import Config
 from lpslim.cost import CostModel, layer_costs
+from lpslim.errors import UserError
 from lpslim.evaluation import evaluate, summarise
 from lpslim.images import ImageData
 from lpslim.keys import derive_seed, stage_key
 from lpslim.recipe import Recipe, scaled
 from lpslim.sparsify import Sparsifier
 from lpslim.training import Hooks, fit, make_accelerator
+from lpslim.units import Units
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,36 @@ def _penalty(config: Config) -> Any:
     return family.build(config.p, config.M, config.ratio)
 
 
+def survey(config: Config, model: nn.Module, data: ImageData) -> tuple[list[Units], CostModel, list[int]]:
+    """Return the dense network's prunable units, what fewer of them cost, and their floors."""
+    example = torch.zeros(1, *data.shape)
+    family = lookup.find("models", config.model.family)
+    units = surgery.find_units(model, example, family.prunable(model))
+    cost = CostModel(layer_costs(model, example), units, sum(p.numel() for p in model.parameters()))
+    return units, cost, selection.floors(units, adjust=config.adjust, floor=config.model.floor)
+
+
+def check_target(config: Config, data: ImageData) -> None:
+    """Refuse, before anything is trained, a target that lies beyond the floors.
+
+    Raises:
+        UserError: with the range that can be reached.
+    """
+    _, cost, least = survey(config, _described(config, data).build(), data)
+    for key, drop in (("target_flops", cost.flops_drop), ("target_params", cost.params_drop)):
+        target = getattr(config, key)
+        if target is not None and target > drop(least) + selection.TOLERANCE:
+            raise UserError(
+                f"{key}={target}: must be at most {drop(least):.4f}: with these floors (adjust={config.adjust}, "
+                f"model.floor={config.model.floor}, one channel a layer) no more can be removed"
+            )
+
+
+def _described(config: Config, data: ImageData) -> Architecture:
+    arguments = {"num_classes": data.num_classes, "in_channels": data.shape[0]}
+    return Architecture(config.model.family, config.model.name, data.shape, arguments)
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """One run on loaded data; ``writer`` takes the scalars of every epoch."""
@@ -153,8 +185,7 @@ class Pipeline:
     def _baseline(self, folder: Path, _: Path) -> Info:
         """Train the dense network from scratch."""
         torch.manual_seed(derive_seed(self.config.seed, "initial weights"))
-        arguments = {"num_classes": self.data.num_classes, "in_channels": self.data.shape[0]}
-        described = Architecture(self.config.model.family, self.config.model.name, self.data.shape, arguments)
+        described = _described(self.config, self.data)
         model = described.build()
         info = self._fit(model, "baseline", self.config.baseline)
         architecture.save(folder, model, described)
@@ -181,19 +212,15 @@ class Pipeline:
         described = architecture.describe(parent)
         model = architecture.load(parent)
         scored = architecture.load(parent / "Z") if _scores_on_z(config, parent) else model
-        example = torch.zeros(1, *self.data.shape)
-        family = lookup.find("models", config.model.family)
-        units = surgery.find_units(model, example, family.prunable(model))
-        cost = CostModel(layer_costs(model, example), units, sum(p.numel() for p in model.parameters()))
+        units, cost, least = survey(config, model, self.data)
         scores = lookup.find("criteria", config.criterion.name).score(scored, units)
-        least = selection.floors(units, adjust=config.adjust, floor=config.model.floor)
         if config.target_flops is not None:
             kept = selection.by_target(units, scores, least, config.target_flops, cost.flops_drop)
         elif config.target_params is not None:
             kept = selection.by_target(units, scores, least, config.target_params, cost.params_drop)
         else:
             kept = selection.by_ratio(units, scores, least, config.ratio)
-        surgery.prune(model, example, kept)
+        surgery.prune(model, torch.zeros(1, *self.data.shape), kept)
         described = Architecture(**{**vars(described), "kept": kept})
         architecture.save(folder, model, described)
         widths = [len(kept[each.layer]) for each in units]

@@ -40,6 +40,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield scratch
+        os.chmod(scratch, 0o755)  # mkdtemp made it private
         os.rename(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -20,9 +20,14 @@ TEST_FRACTION = 0.2
 
 
 def load(settings: Any, cache: Path) -> ImageData:
-    """Return the digits; a fifth, stratified and always the same, is the test set."""
+    """Return the digits; a fifth, stratified and always the same, is the test set.
+
+    ``settings.image_size``, a multiple of 8, repeats pixels; ``settings.rgb`` repeats the channel.
+    """
     pixels, labels = load_digits(return_X_y=True)
     grey = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    factor = settings.image_size // 8
+    grey = grey.repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 if settings.rgb else 1, axis=3)
     fingerprint = hashlib.sha256(grey.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
     train, test = train_test_split(
         np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=0
@@ -35,4 +40,6 @@ def load(settings: Any, cache: Path) -> ImageData:
         crop_padding=settings.crop_padding,
         flip=settings.flip,
     )
-    return ImageData("digits", "scikit-learn, embedded", fingerprint, 10, (1, 8, 8), **parts)
+    height, width, channels = grey.shape[1:]
+    shape = (channels, height, width)
+    return ImageData(settings.name, "scikit-learn, embedded", fingerprint, 10, shape, **parts)

@@ -1,6 +1,6 @@
 """The |z|^q family of the paper, q = 1/p: Lp (p > 1), L1 (p = 1) and L0 (p = 0).
 
-Ji et al., Pattern Recognition 2025, doi:10.1016/j.patcog.2025.111711. The knob ``p`` is the
+Ji et al., Pattern Recognition 2025, article 111711. The knob ``p`` is the
 denominator: p = 5 means |z|^(1/5).
 """
 

@@ -1,0 +1,67 @@
+# Targets explain themselves: `make help`. PROFILE=smoke|short|paper, SEEDS and RESULTS are yours to set.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+SELECTION ?= last
+PROFILE ?= smoke
+SEEDS ?= $(if $(filter paper,$(PROFILE)),0$(comma)1$(comma)2,0)
+comma := ,
+WORK ?= outputs
+# a smoke run proves the path: its records stay out of results/
+RESULTS ?= $(if $(filter smoke,$(PROFILE)),$(WORK)/smoke,results)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test check reproduce tables plots bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## virtual environment in .venv with lpslim and its tools
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lpslim needs Python 3.11 or later, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m mypy
+
+reproduce: setup  ## the main job on embedded data: two networks, three methods, a table and plots
+	$(BIN)/python run.py -m '+experiment/digits_resnet20=glob(*)' results_dir=$(WORK)/reproduce work_dir=$(WORK)
+	$(BIN)/python run.py -m '+experiment/digits_vgg_small=glob(*)' results_dir=$(WORK)/reproduce work_dir=$(WORK)
+	$(BIN)/python -m reproduce.figures --results $(WORK)/reproduce
+	$(BIN)/python -m reproduce.tables --results $(WORK)/reproduce --selection $(SELECTION)
+
+ROWS_vgg16 = vgg16_cifar10
+ROWS_resnet = resnet_cifar10
+ROWS_resnet50 = resnet50_imagenet
+ROWS_bert = bert_glue
+
+reproduce-table-%: setup  ## a table of the paper: vgg16, resnet, resnet50 or bert; PROFILE=smoke|short|paper
+	@test -n "$(ROWS_$*)" || { echo "no table '$*': one of vgg16, resnet, resnet50, bert" >&2; exit 2; }
+	@if test -d conf/experiment/$(ROWS_$*); then $(MAKE) --no-print-directory run-rows ROWS=$(ROWS_$*); \
+	else echo "$(ROWS_$*): no row can run yet (there is no conf/experiment/$(ROWS_$*)); only the published cells are rendered"; fi
+	$(BIN)/python -m reproduce.tables --results $(RESULTS) --selection $(SELECTION)
+
+.PHONY: run-rows
+run-rows:
+	$(BIN)/python run.py -m '+experiment/$(ROWS)=glob(*)' profile=$(PROFILE) seed=$(SEEDS) \
+	    results_dir=$(RESULTS) work_dir=$(WORK) $(if $(filter smoke,$(PROFILE)),dataset=digits32)
+
+tables: setup  ## render every table from the records in results/ (SELECTION=last|val|paper)
+	$(BIN)/python -m reproduce.tables --results results --selection $(SELECTION) --readme README.md
+
+plots: setup  ## draw every figure from the records in results/
+	$(BIN)/python -m reproduce.figures --results results
+
+bench: setup  ## side-by-side measurements: benchmarks/
+	$(BIN)/python benchmarks/admm_overhead.py
+
+clean:  ## remove finished stages and run folders, never results/
+	rm -rf $(WORK)

@@ -1,0 +1,102 @@
+"""What a user can get wrong, and the exact line that says so."""
+
+import subprocess
+import sys
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from lpslim.cli import checked, explain
+from lpslim.errors import UserError
+from tests.composing import ROOT, composed
+
+BAD = {
+    "p=0.5": "p=0.5: must be 1 or more (the penalty is |z|^(1/p)), or 0 for L0",
+    "p=-1": "p=-1.0: must be 1 or more (the penalty is |z|^(1/p)), or 0 for L0",
+    "p=nan": "p=nan: must be 1 or more (the penalty is |z|^(1/p)), or 0 for L0",
+    "p=abc": "p=abc: Value 'abc' of type 'str' could not be converted to Float",
+    "M=0": "M=0.0: must be a positive number, or null for no synaptic inhibition",
+    "M=-1": "M=-1.0: must be a positive number, or null for no synaptic inhibition",
+    "rho=0": "rho=0.0: must be a positive number",
+    "lamb=-1e-4": "lamb=-0.0001: must be a positive number",
+    "ratio=1.2": "ratio=1.2: must be at least 0 and below 1",
+    "adjust=1": "adjust=1.0: must be at least 0 and below 1",
+    "target_flops=60.6": "target_flops=60.6: must be the share to remove, above 0 and below 1, or null",
+    "target_params=0": "target_params=0.0: must be the share to remove, above 0 and below 1, or null",
+    "seed=-1": "seed=-1: must be 0 or more",
+    "seed=1.5": "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer",
+    "selection=best": "selection=best: must be one of last, val, paper",
+    "epoch_scale=0": "epoch_scale=0.0: must be a positive number",
+    "rohh=3": "rohh: no such key; did you mean rho?",
+    "+anything=1": "anything: no such key; python run.py --help lists the keys",
+    "dataset.rooot=x": "dataset.rooot: no such key; did you mean dataset.root or dataset.rgb?",
+    "model=bert": "model=bert: no such choice; one of resnet101, resnet110, resnet18, resnet20, resnet32, "
+    "resnet34, resnet44, resnet50, resnet56, vgg16, vgg19, vgg_small",
+    "schedule=linear": "schedule=linear: no such choice; one of cosine, step",
+    "model.family=nope": "model.family=nope: must be one of resnet_cifar, resnet_imagenet, vgg",
+    "model.name=vgg16": "model.name=vgg16: must be one of resnet20, resnet32, resnet44, resnet56, resnet110",
+    "model.input=text": "dataset=digits: gives image input, but model=resnet20 reads text",
+    "model.floor=1": "model.floor=1.0: must be at least 0 and below 1",
+    "dataset.source=os": "dataset.source=os: must be one of cifar10, digits, imagefolder",
+    "dataset.val_fraction=0": "dataset.val_fraction=0.0: must be above 0 and below 1",
+    "dataset.crop_padding=-1": "dataset.crop_padding=-1: must be 0 or more pixels",
+    "dataset.image_size=9": "dataset.image_size=9: must be a multiple of 8 for the digits",
+    "regularizer.penalty=scad": "regularizer.penalty=scad: must be one of lp, none",
+    "regularizer.form=cubed": "regularizer.form=cubed: must be one of squared, norm",
+    "regularizer.updates_per_epoch=0": "regularizer.updates_per_epoch=0: must be 1 or more",
+    "regularizer.train.lr=0": "regularizer.train.lr=0.0: must be a positive number",
+    "criterion.name=luck": "criterion.name=luck: must be one of magnitude",
+    "criterion.weights=U": "criterion.weights=U: must be one of Z, W",
+    "regularizer.train.epochs=0": "regularizer.train.epochs=0: must be 1 or more",
+    "baseline.schedule=linear": "baseline.schedule=linear: must be one of cosine, step, constant",
+    "finetune.batch_size=0": "finetune.batch_size=0: must be 1 or more",
+    "finetune.momentum=1": "finetune.momentum=1.0: must be at least 0 and below 1",
+    "finetune.weight_decay=-1": "finetune.weight_decay=-1.0: must be 0 or more",
+    "finetune.warmup_epochs=10": "finetune.warmup_epochs=10.0: must be 0 or more, and below epochs=10",
+    "finetune.milestones=[0.7,0.2]": "finetune.milestones=[0.7, 0.2]: must be shares of the epochs, "
+    "between 0 and 1, in order",
+    "trainer.device=tpu": "trainer.device=tpu: must be one of auto, cpu, cuda",
+    "trainer.precision=int4": "trainer.precision=int4: must be one of no, bf16, fp16",
+    "trainer.threads=0": "trainer.threads=0: must be 1 or more, or null for PyTorch's choice",
+    "trainer.compile=perhaps": "trainer.compile=perhaps: Value 'perhaps' is not a valid bool (type str)",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_input_is_refused_with_its_exact_message(override):
+    with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as refused:
+        checked(composed(override))
+    assert explain(refused.value, [override]) == BAD[override]
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(UserError) as refused:
+        checked(composed("p=0.5", "M=0", "target_flops=0.5", "target_params=0.5"))
+    assert [line.split("=")[0] for line in str(refused.value).splitlines()] == ["p", "M", "target_params"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["ratio=1.2"], "error: ratio=1.2: must be at least 0 and below 1\n"),
+        (["rohh=1"], "error: rohh: no such key; did you mean rho?\n"),
+        (["model=resnet50", "dataset=imagenet", "dataset.root=/nowhere"], "error: dataset.root=/nowhere: no images there."),
+    ],
+)
+def test_the_program_ends_with_code_2_and_no_traceback(arguments, expected, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "run.py", f"work_dir={tmp_path}", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(expected)
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "stages").exists()
+
+
+def test_help_reads_like_a_manual():
+    done = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    for group in ("model", "dataset", "regularizer", "criterion", "schedule", "trainer", "experiment"):
+        assert f"\n  {group} " in done.stdout
+    assert done.stdout.count("python run.py") >= 4

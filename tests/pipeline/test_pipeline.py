@@ -1,0 +1,135 @@
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lpslim
+from lpslim import records, stages
+from lpslim.cost import count
+from lpslim.errors import UserError
+
+
+def weights(config, record, stage="finetune"):
+    return load_file(f"{config.work_dir}/stages/{stage}/{record.stages[stage]}/weights.safetensors")
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_run_leaves_a_record_and_a_folder_that_agree(run):
+    config, path = run("target_flops=0.5")
+    record = records.read(path)
+    assert abs(record.cost["flops_drop"] - 50) <= 0.3
+    assert list(record.stages) == ["baseline", "sparsify", "prune", "finetune"]
+    assert {"last", "val", "paper"} == set(record.accuracy["finetune"])
+    assert record.data["train"] + record.data["val"] + record.data["test"] == 1797
+    assert path.stat().st_size < 50_000
+    folder = next((stages.Path(config.work_dir) / "runs" / "adhoc").glob(f"{record.key[:8]}*"))
+    assert json.loads((folder / "record.json").read_text()) == json.loads(path.read_text())
+    assert (folder / "run.log").read_text().count("epoch 1/1") == 3
+    assert (folder / "convergence.csv").read_text().startswith("iteration,epoch,primal,dual,sparsity,capped\n1,")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert "sparsify/test_accuracy" in events.Tags()["scalars"]
+    model = lpslim.load(folder / "pruned")
+    cost = count(model, torch.zeros(1, 1, 8, 8))
+    assert {"macs": cost.macs, "params": cost.params} == record.cost["pruned"]
+    assert same_bits(dict(model.state_dict()), weights(config, record))
+
+
+def test_a_second_run_reads_the_record_and_does_nothing(run, capsys, monkeypatch):
+    _, path = run("target_flops=0.5")
+    monkeypatch.setattr(stages, "fit", lambda *_, **__: pytest.fail("a stage was computed again"))
+    assert run("target_flops=0.5")[1] == path
+    assert "measured before" in capsys.readouterr().out
+
+
+def test_a_sweep_over_ratio_trains_the_baseline_and_the_admm_once(run, monkeypatch):
+    run("ratio=0.3")
+    trained = []
+    fit = stages.fit
+
+    def spy(*arguments, stage, **named):
+        trained.append(stage)
+        return fit(*arguments, stage=stage, **named)
+
+    monkeypatch.setattr(stages, "fit", spy)
+    _, one = run("ratio=0.4")
+    _, other = run("ratio=0.6")
+    assert trained == ["finetune", "finetune"]
+    assert records.read(one).cost["flops_drop"] < records.read(other).cost["flops_drop"]
+
+
+def test_the_same_config_and_seed_give_the_same_bits(run, tmp_path):
+    here, first = run("target_flops=0.5")
+    there, second = run("target_flops=0.5", work=tmp_path)
+    one, other = records.read(first), records.read(second)
+    assert one.key == other.key
+    assert one.accuracy == other.accuracy
+    assert one.convergence == other.convergence
+    assert one.channels == other.channels
+    for stage in ("baseline", "sparsify", "finetune"):
+        assert same_bits(weights(here, one, stage), weights(there, other, stage))
+
+
+def test_another_seed_gives_another_network(run):
+    here, first = run("target_flops=0.5")
+    _, second = run("target_flops=0.5", "seed=1")
+    one, other = records.read(first), records.read(second)
+    assert one.stages["baseline"] != other.stages["baseline"]
+    assert not same_bits(weights(here, one), weights(here, other))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("p=1",),
+        ("p=0", "ratio=0.6"),
+        ("M=null",),
+        ("regularizer.form=norm",),
+        ("regularizer.updates_per_epoch=4",),
+        ("criterion.weights=W",),
+        ("regularizer=none",),
+        ("target_params=0.5",),
+        ("schedule=step",),
+        ("trainer.channels_last=false",),
+        ("trainer.precision=bf16",),
+        ("model=resnet20",),
+    ],
+    ids=" ".join,
+)
+def test_every_option_runs_and_is_recorded(run, overrides):
+    record = records.read(run(*overrides)[1])
+    assert 0 < record.cost["params_drop"] < 100
+    expected = 0 if "regularizer=none" in overrides else 4 if "updates_per_epoch=4" in overrides[0] else 1
+    assert len(record.convergence) == expected
+    if "p=0" in overrides:
+        assert record.convergence[0]["sparsity"] == pytest.approx(0.6, abs=1e-4)
+    if "target_params=0.5" in overrides:
+        assert abs(record.cost["params_drop"] - 50) <= 0.3
+
+
+def test_a_target_out_of_reach_is_refused_before_any_work(run, tmp_path):
+    with pytest.raises(UserError, match=r"target_flops=0\.999: must be at most 0\.9590: with these floors"):
+        run("model=resnet20", "target_flops=0.999", work=tmp_path)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(run, tmp_path, capsys):
+    _, path = run("debug=dry", "dataset=digits", work=tmp_path)
+    assert path is None
+    assert not (tmp_path / "results").exists()
+    printed = capsys.readouterr().out
+    for stage in ("baseline", "sparsify", "prune", "finetune"):
+        assert f"{stage} " in printed
+    assert "to do" in printed
+
+
+def test_a_loss_that_is_not_a_number_stops_the_stage(run, tmp_path, caplog):
+    caplog.set_level(logging.CRITICAL)
+    with pytest.raises(FloatingPointError, match="baseline: the loss is nan in epoch 1"):
+        run("baseline.lr=1e30", work=tmp_path)
+    assert not [p for p in (tmp_path / "outputs" / "stages" / "baseline").iterdir() if p.is_dir()]

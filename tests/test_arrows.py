@@ -1,0 +1,86 @@
+"""The house's import directions: mathematics knows torch alone, nothing points back up."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "lpslim"
+
+# Each module or package -> the modules of lpslim that it may import
+ALLOWED = {
+    "errors": set(),
+    "keys": set(),
+    "recipe": set(),
+    "store": set(),
+    "statistics": set(),
+    "lookup": {"errors"},
+    "penalties": {"penalties"},
+    "admm": {"penalties"},
+    "units": {"errors"},
+    "criteria": {"units", "criteria"},
+    "cost": {"units"},
+    "selection": {"units", "errors"},
+    "surgery": {"units", "errors"},
+    "models": {"units", "errors"},
+    "images": set(),
+    "folders": {"errors"},
+    "data": {"images", "folders", "errors"},
+    "evaluation": {"images"},
+    "records": {"store", "errors"},
+    "architecture": {"lookup", "store", "surgery", "errors"},
+    "training": {"errors", "evaluation", "images", "keys", "recipe"},
+    "sparsify": {"admm", "penalties", "training", "units"},
+    "config": {"errors", "evaluation", "lookup", "recipe"},
+    "stages": {"architecture", "config", "cost", "errors", "evaluation", "images", "keys", "lookup", "recipe",
+               "selection", "sparsify", "store", "surgery", "training", "units"},
+    "report": {"config", "cost", "images", "records", "store"},
+    "runs": {"config", "images", "lookup", "records", "report", "stages", "store", "training"},
+    "cli": {"config", "errors", "runs"},
+    "__init__": {"architecture"},
+}  # fmt: skip
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path, package: str) -> set[str]:
+    """Return the first-level modules of ``package`` that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith(f"{package}.")}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_what_lies_below_it(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert imported(path, "lpslim") <= ALLOWED[room]
+
+
+def test_the_allowed_directions_have_no_cycle():
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {room for room, below in ALLOWED.items() if below - {room} <= done} - done
+        assert ready, f"a cycle among {sorted(set(ALLOWED) - done)}"
+        done |= ready
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "reproduce").glob("*.py")), ids=lambda p: p.name)
+def test_rendering_reads_records_and_statistics_only(path):
+    assert imported(path, "lpslim") <= {"records", "statistics", "errors", "keys", "store"}
+
+
+@pytest.mark.parametrize("name", ["penalties/lp.py", "admm.py"])
+def test_the_mathematics_imports_torch_alone(name):
+    roots = set()
+    for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            roots.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+    assert roots <= {"__future__", "collections", "dataclasses", "torch", "lpslim"}
