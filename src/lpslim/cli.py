@@ -30,7 +30,17 @@ PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "da
           "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
 
 
-GROUPS = ("model", "dataset", "regularizer", "criterion", "schedule", "trainer", "experiment", "profile", "debug")
+GROUPS = (
+    "model",
+    "dataset",
+    "regularizer",
+    "criterion",
+    "schedule",
+    "trainer",
+    "experiment",
+    "profile",
+    "debug",
+)
 
 
 CONF = Path("conf")
@@ -53,7 +63,9 @@ def _groups() -> str:
     lines = []
     for group in GROUPS:
         rows = {name.split("/")[0] + "/..." if "/" in name else name for name in _choices(group)}
-        text = textwrap.fill(", ".join(sorted(rows)), 76, initial_indent=f"  {group:<13} ", subsequent_indent=" " * 16)
+        text = textwrap.fill(
+            ", ".join(sorted(rows)), 76, initial_indent=f"  {group:<13} ", subsequent_indent=" " * 16
+        )
         lines.append(text)
     return "\n".join(lines) + "\n"
 

@@ -148,7 +148,9 @@ def _names(config: Config) -> Iterator[str]:
     yield from _one_of("selection", config.selection, PROTOCOLS)
     yield from _one_of("criterion.name", config.criterion.name, lookup.choices("criteria"))
     yield from _one_of("criterion.weights", config.criterion.weights, SCORED_ON)
-    yield from _one_of("regularizer.penalty", config.regularizer.penalty, [*lookup.choices("penalties"), "none"])
+    yield from _one_of(
+        "regularizer.penalty", config.regularizer.penalty, [*lookup.choices("penalties"), "none"]
+    )
     yield from _one_of("regularizer.form", config.regularizer.form, FORMS)
     yield from _one_of("dataset.source", config.dataset.source, lookup.choices("data"))
     families = lookup.choices("models")

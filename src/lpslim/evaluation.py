@@ -15,7 +15,9 @@ PROTOCOLS = ("last", "val", "paper")
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, forward: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, split: Split, forward: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, float]:
     """Return ``accuracy`` in percent and mean cross-entropy ``loss`` over all of ``split``.
 
     ``forward`` may be a compiled or autocast form of ``model``; the model is left in

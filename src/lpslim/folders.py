@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lpslim.errors import UserError
 
+PARTS = ("images", "labels")
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +68,9 @@ def decode(root: Path, splits: tuple[str, ...], size: int, cache: Path) -> tuple
     if not stored.exists():
         _decode_into(stored, root, listed, size)
     with safe_open(stored, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["fingerprint"]
+        return {
+            f"{split}.{part}": file.get_tensor(f"{split}.{part}") for split in splits for part in PARTS
+        }, file.metadata()["fingerprint"]
 
 
 def _decode_into(
@@ -90,4 +93,4 @@ def _decode_into(
     scratch = stored.with_suffix(f".{os.getpid()}")
     save_file(tensors, scratch, {"fingerprint": contents.hexdigest()})
     os.replace(scratch, stored)
-    log.info("decoded %d images of %s into %s", sum(map(len, listed)), root, stored)
+    log.info("decoded %d images of %s into %s", sum(len(s) for _, s in listed.values()), root, stored)

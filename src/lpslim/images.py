@@ -5,7 +5,7 @@ Shapes: N images, B a batch, H height, W width, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,9 +20,18 @@ class Split(Protocol):
     """What training and evaluation need of a split, in memory or streamed from disk."""
 
     def __len__(self) -> int: ...
-    def to(self, device: torch.device) -> Split: ...
-    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]: ...
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]: ...
+
+    def to(self, device: torch.device) -> Split:
+        """Return the same split, its batches on ``device``."""
+        ...
+
+    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Yield one shuffled, augmented epoch of images (B, C, H, W) and labels (B,)."""
+        ...
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield every image once, in order, not augmented."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,7 @@ class TensorSplit:
         size = min(batch_size, count)
         for start in range(0, count - size + 1, size):
             taken = slice(start, start + size)
-            pixels = crop_flip(
-                padded, order[taken], shift[:, taken], mirror[taken], self.images.shape[1:3]
-            )
+            pixels = crop_flip(padded, order[taken], shift[:, taken], mirror[taken], self.images.shape[1:3])
             yield self._normalise(pixels), self.labels[order[taken]]
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
@@ -82,9 +89,7 @@ class TensorSplit:
         return scaled.permute(0, 3, 1, 2)  # (B, H, W, C) -> channels-last (B, C, H, W)
 
 
-def crop_flip(
-    padded: Tensor, index: Tensor, shift: Tensor, mirror: Tensor, size: tuple[int, int]
-) -> Tensor:
+def crop_flip(padded: Tensor, index: Tensor, shift: Tensor, mirror: Tensor, size: Sequence[int]) -> Tensor:
     """Gather one crop per image, mirrored where asked, in a single indexing operation.
 
     padded: (N, H + 2e, W + 2e, C). index, mirror: (B,). shift: (2, B), the crop's top

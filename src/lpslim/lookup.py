@@ -9,10 +9,6 @@ from types import ModuleType
 from lpslim.errors import UserError
 
 
-class UnknownName(UserError):
-    """A name that no module of the package answers to; the message lists the choices."""
-
-
 def choices(package: str) -> list[str]:
     """Return the module names in ``lpslim.<package>``, sorted."""
     home = importlib.import_module(f"lpslim.{package}")
@@ -23,9 +19,9 @@ def find(package: str, name: str) -> ModuleType:
     """Return the module ``lpslim.<package>.<name>``.
 
     Raises:
-        UnknownName: there is none; the message lists those that exist.
+        UserError: there is none; the message lists those that exist.
     """
     known = choices(package)
     if name not in known:
-        raise UnknownName(f"{package}: {name!r} is not one of {', '.join(known)}")
+        raise UserError(f"{package}: {name!r} is not one of {', '.join(known)}")
     return importlib.import_module(f"lpslim.{package}.{name}")

@@ -1,7 +1,7 @@
 """From scores to the units that stay: one global order, floors per layer, a ratio or a target.
 
 Pure functions. All units of all layers are ranked together; the lowest go first, except
-where a layer has reached its floor (Ji et al. 2025, sec. 3.4).
+where a layer has reached its floor (Ji et al. 2025).
 """
 
 from __future__ import annotations

@@ -24,7 +24,14 @@ class Sparsifier(Hooks):
     """
 
     def __init__(
-        self, model: nn.Module, penalty: Penalty, *, lamb: float, rho: float, form: str, updates_per_epoch: int
+        self,
+        model: nn.Module,
+        penalty: Penalty,
+        *,
+        lamb: float,
+        rho: float,
+        form: str,
+        updates_per_epoch: int,
     ) -> None:
         self.weights = regularised_weights(model)
         self.penalty, self.updates_per_epoch = penalty, updates_per_epoch
@@ -38,9 +45,11 @@ class Sparsifier(Hooks):
         )
 
     def after_backward(self) -> None:
+        """Add the penalty's gradient."""
         self.admm.add_gradient()
 
     def after_step(self, step: int, steps_per_epoch: int) -> None:
+        """Do the Z- and U-step when an outer iteration ends with this step."""
         due, done = (n * self.updates_per_epoch // steps_per_epoch for n in (step, step - 1))
         if due > done:
             row = {"iteration": len(self.convergence) + 1, "epoch": step / steps_per_epoch}

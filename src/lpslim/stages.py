@@ -47,6 +47,7 @@ class Step:
 
     @property
     def done(self) -> bool:
+        """Whether the stage has been computed."""
         return self.folder.exists()
 
     def info(self) -> Info:
@@ -125,8 +126,9 @@ def check_target(config: Config, data: ImageData) -> None:
         target = getattr(config, key)
         if target is not None and target > drop(least) + selection.TOLERANCE:
             raise UserError(
-                f"{key}={target}: must be at most {drop(least):.4f}: with these floors (adjust={config.adjust}, "
-                f"model.floor={config.model.floor}, one channel a layer) no more can be removed"
+                f"{key}={target}: must be at most {drop(least):.4f}: with these floors "
+                f"(adjust={config.adjust}, model.floor={config.model.floor}, one channel a layer) "
+                "no more can be removed"
             )
 
 

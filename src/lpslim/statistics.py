@@ -65,7 +65,7 @@ def bootstrap_interval(
 
 
 def verdict(measured_mean: float, published: float, band: float) -> Verdict:
-    """Return where a measured mean lies: ``within`` (edges included), ``below`` or ``above`` published ± band.
+    """Return whether a measured mean is ``within`` published ± band (edges included), ``below`` or ``above``.
 
     Raises:
         ValueError: ``band`` is negative.

@@ -39,8 +39,8 @@ def prune(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) 
     """
     graph = _graph(model, example)
     for each in _units(graph, model, [Prunable(name) for name in kept]):
-        indices = list(kept[each.layer])
-        if not indices or indices != sorted(set(indices) & set(range(each.size))):
+        chosen = list(kept[each.layer])
+        if not chosen or chosen != sorted(set(chosen) & set(range(each.size))):
             raise UserError(
                 f"layer {each.layer!r}: kept units must be sorted, distinct, in 0..{each.size - 1}, not none"
             )
@@ -58,7 +58,8 @@ def _units(graph: Any, model: nn.Module, prunables: Sequence[Prunable]) -> list[
     for each in prunables:
         layer = _layer(model, each.layer)
         size = layer.weight.shape[0]
-        producers, consumers = [], []
+        producers: list[str] = []
+        consumers: list[str] = []
         for part, _ in _group(graph, layer, list(range(size))):
             module = part.target.module
             if module not in names:

@@ -72,7 +72,7 @@ def fit(
     hooks = hooks or Hooks()
     accelerator = make_accelerator(trainer)
     layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
-    model.to(accelerator.device, memory_format=layout)
+    model.to(accelerator.device).to(memory_format=layout)
     data = data.to(accelerator.device)
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
@@ -106,7 +106,9 @@ def fit(
             correct += (logits.detach().argmax(dim=1) == labels).sum()
             bar.update()
             if step % 10 == 0 and not bar.disable:
-                bar.set_postfix_str(f"epoch {epoch + 1}/{recipe.epochs}, loss {loss.item():.3f}" + _best(curve))
+                bar.set_postfix_str(
+                    f"epoch {epoch + 1}/{recipe.epochs}, loss {loss.item():.3f}" + _best(curve)
+                )
         if not math.isfinite(mean_loss := loss_sum.item() / steps_per_epoch):
             raise FloatingPointError(f"{stage}: the loss is {mean_loss} in epoch {epoch + 1}")
         val, test = evaluate(model, data.val), evaluate(model, data.test)

@@ -43,7 +43,7 @@ class Units:
 def regularised_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights on which the penalty acts, by name: convolutions and linear layers.
 
-    Biases and batch-norm are left alone (paper, sec. 3; the released code mixed them up).
+    Biases and batch-norm are left alone (the released code mixed them up).
     """
     return {
         f"{name}.weight": module.weight

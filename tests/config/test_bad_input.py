@@ -81,12 +81,18 @@ def test_all_faults_are_told_at_once():
     [
         (["ratio=1.2"], "error: ratio=1.2: must be at least 0 and below 1\n"),
         (["rohh=1"], "error: rohh: no such key; did you mean rho?\n"),
-        (["model=resnet50", "dataset=imagenet", "dataset.root=/nowhere"], "error: dataset.root=/nowhere: no images there."),
+        (
+            ["model=resnet50", "dataset=imagenet", "dataset.root=/nowhere"],
+            "error: dataset.root=/nowhere: no images there.",
+        ),
     ],
 )
 def test_the_program_ends_with_code_2_and_no_traceback(arguments, expected, tmp_path):
     done = subprocess.run(
-        [sys.executable, "run.py", f"work_dir={tmp_path}", *arguments], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "run.py", f"work_dir={tmp_path}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert done.stderr.startswith(expected)

@@ -5,7 +5,9 @@ from lpslim.cli import GROUPS, checked
 from lpslim.recipe import scaled
 from tests.composing import CONF, composed
 
-EXPERIMENTS = sorted(str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.rglob("experiment/*/*.yaml"))
+EXPERIMENTS = sorted(
+    str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.rglob("experiment/*/*.yaml")
+)
 CHOICES = [
     f"{group}={path.stem}"
     for group in GROUPS
@@ -31,7 +33,9 @@ def test_every_choice_of_every_group_composes(choice):
 
 def test_the_papers_own_command_composes():
     config = checked(
-        composed("model=resnet50", "dataset=imagenet", "p=5", "M=1", "rho=1.5e-3", "ratio=0.95", "adjust=0.45")
+        composed(
+            "model=resnet50", "dataset=imagenet", "p=5", "M=1", "rho=1.5e-3", "ratio=0.95", "adjust=0.45"
+        )
     )
     assert (config.model.name, config.dataset.name) == ("resnet50", "imagenet")
     assert (config.p, config.M, config.rho, config.lamb) == (5, 1, 1.5e-3, 1e-4)
@@ -54,7 +58,9 @@ def test_a_profile_scales_every_stage_by_one_factor(profile, epochs):
 
 
 def test_a_schedule_keeps_the_length_that_the_data_set_gives():
-    cosine, step = (checked(composed("dataset=cifar10", f"schedule={s}")).finetune for s in ("cosine", "step"))
+    cosine, step = (
+        checked(composed("dataset=cifar10", f"schedule={s}")).finetune for s in ("cosine", "step")
+    )
     assert cosine.epochs == step.epochs == 350
     assert (cosine.schedule, step.schedule) == ("cosine", "step")
 

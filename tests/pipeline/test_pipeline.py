@@ -31,7 +31,9 @@ def test_a_run_leaves_a_record_and_a_folder_that_agree(run):
     folder = next((stages.Path(config.work_dir) / "runs" / "adhoc").glob(f"{record.key[:8]}*"))
     assert json.loads((folder / "record.json").read_text()) == json.loads(path.read_text())
     assert (folder / "run.log").read_text().count("epoch 1/1") == 3
-    assert (folder / "convergence.csv").read_text().startswith("iteration,epoch,primal,dual,sparsity,capped\n1,")
+    assert (
+        (folder / "convergence.csv").read_text().startswith("iteration,epoch,primal,dual,sparsity,capped\n1,")
+    )
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert "sparsify/test_accuracy" in events.Tags()["scalars"]
     model = lpslim.load(folder / "pruned")

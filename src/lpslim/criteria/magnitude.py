@@ -13,7 +13,7 @@ from lpslim.units import Units, weight_of
 def score(model: nn.Module, units: Sequence[Units]) -> list[Tensor]:
     """Return one score in [0, 1] per unit, a float64 tensor (units,) for each layer.
 
-    Every layer has a unit of score 0 and one of score 1 (Ji et al. 2025, sec. 3.4; Li et
+    Every layer has a unit of score 0 and one of score 1 (Ji et al. 2025; Li et
     al. 2017, arXiv:1608.08710, for the norm). In a layer whose units all weigh the same,
     none stands out, and all score 0.
     """

@@ -19,6 +19,7 @@ from lpslim.folders import list_images
 from lpslim.images import Batch, ImageData, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
+CPU = torch.device("cpu")
 Samples = list[tuple[Path, int]]
 
 
@@ -48,7 +49,7 @@ class StreamedSplit:
     size: int
     flip: bool
     workers: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.samples)

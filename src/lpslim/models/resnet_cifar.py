@@ -73,6 +73,4 @@ def build(name: str, *, num_classes: int, in_channels: int = 3) -> ResNetCifar:
 
 def prunable(model: nn.Module) -> list[Prunable]:
     """The first convolution of every block; the residual stream keeps its width."""
-    return [
-        Prunable(f"{name}.conv1") for name, module in model.named_modules() if isinstance(module, Block)
-    ]
+    return [Prunable(f"{name}.conv1") for name, module in model.named_modules() if isinstance(module, Block)]

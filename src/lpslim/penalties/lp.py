@@ -15,10 +15,10 @@ from torch import Tensor
 from lpslim.penalties import Penalty
 
 
-def soft_threshold(x: Tensor, threshold: Tensor | float) -> Tensor:
+def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
     """Return argmin_z threshold * |z| + (z - x)^2 / 2, entry by entry; same shape as x.
 
-    ``threshold`` is a number or a tensor like x, not negative; infinity gives zero.
+    threshold: like x, not negative; infinity gives zero.
     """
     return x - x.clamp(-threshold, threshold)
 
@@ -36,6 +36,7 @@ class Lp:
 
     @property
     def q(self) -> float:
+        """The exponent 1/p."""
         return 1.0 / self.p
 
     @property
@@ -58,6 +59,7 @@ class Lp:
             yield soft_threshold(each, self.weight(last).mul_(strength))
 
     def capped(self, z: Tensor) -> Tensor:
+        """Return the number of entries below the knee (0-d)."""
         return (z.abs() < self.knee).sum()
 
     def value(self, z: Tensor) -> Tensor:
@@ -90,6 +92,7 @@ class L0:
             yield torch.where(each.abs() > threshold, each, 0.0)
 
     def capped(self, z: Tensor) -> Tensor:
+        """Return zero (0-d): there are no weights to cap."""
         return z.new_zeros((), dtype=torch.long)
 
 
