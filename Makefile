@@ -61,7 +61,7 @@ plots: setup  ## draw every figure from the records in results/
 	$(BIN)/python -m reproduce.figures --results results
 
 bench: setup  ## side-by-side measurements: benchmarks/
-	$(BIN)/python benchmarks/admm_overhead.py
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove finished stages and run folders, never results/
 	rm -rf $(WORK)
