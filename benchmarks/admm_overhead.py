@@ -33,7 +33,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=FAMILIES, default="resnet20")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=15)
@@ -66,7 +68,9 @@ def main() -> None:
     low, middle, high = np.percentile(pairs[:, 1] / pairs[:, 0], (25, 50, 75))
     size = sum(w.numel() for w in weights)
     stored = sum(t.untyped_storage().nbytes() for t in (*admm.Z, *admm.V))
-    print(f"{chosen.model}, batch {chosen.batch}, {size} regularised weights, {torch.get_num_threads()} threads")
+    print(
+        f"{chosen.model}, batch {chosen.batch}, {size} regularised weights, {torch.get_num_threads()} threads"
+    )
     print(f"step without the penalty  {1e3 * np.median(pairs[:, 0]):8.1f} ms")
     print(f"step with it              {1e3 * np.median(pairs[:, 1]):8.1f} ms")
     print(f"ratio, pair by pair       {middle:8.3f}   quartiles {low:.3f} to {high:.3f}")

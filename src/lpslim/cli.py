@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lpslim.config import Config, check
 from lpslim.errors import UserError
-
-# Where and how a run is done, not what it measures: these may differ from an experiment file
-PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root",
-          "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
-
+from lpslim.records import PLACES, flat
 
 GROUPS = (
     "model",
@@ -76,8 +72,8 @@ def checked(composed: DictConfig) -> Config:
     Raises:
         UserError: it cannot work; see :func:`lpslim.config.check`.
     """
-    known = dict(_flat(OmegaConf.to_container(OmegaConf.structured(Config))))
-    extra = [key for key, _ in _flat(OmegaConf.to_container(composed)) if key not in known]
+    known = dict(flat(OmegaConf.to_container(OmegaConf.structured(Config))))
+    extra = [key for key, _ in flat(OmegaConf.to_container(composed)) if key not in known]
     if extra:  # "+key=value" passes Hydra
         raise UserError("\n".join(_unknown(key) for key in extra))
     config = OmegaConf.to_object(composed)
@@ -94,21 +90,13 @@ def differences(composed: DictConfig) -> dict[str, list[Any]]:
     name = composed.name
     if name not in _choices("experiment") or not GlobalHydra.instance().is_initialized():
         return {}
-    as_filed = dict(_flat(OmegaConf.to_container(compose("config", [f"experiment={name}"]), resolve=True)))
-    as_run = dict(_flat(OmegaConf.to_container(composed, resolve=True)))
+    as_filed = dict(flat(OmegaConf.to_container(compose("config", [f"experiment={name}"]), resolve=True)))
+    as_run = dict(flat(OmegaConf.to_container(composed, resolve=True)))
     return {
         key: [as_filed.get(key), value]
         for key, value in as_run.items()
         if key not in PLACES and as_filed.get(key) != value
     }
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
 
 
 def explain(problem: Exception, arguments: list[str]) -> str:
@@ -130,7 +118,7 @@ def explain(problem: Exception, arguments: list[str]) -> str:
 
 
 def _unknown(key: str) -> str:
-    known = [name for name, _ in _flat(OmegaConf.to_container(OmegaConf.structured(Config)))]
+    known = [name for name, _ in flat(OmegaConf.to_container(OmegaConf.structured(Config)))]
     near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --help lists the keys"
     return f"{key}: no such key; {hint}"

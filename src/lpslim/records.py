@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,9 @@ from lpslim import store
 from lpslim.errors import UserError
 
 SCHEMA = 1
+# Where and how a run is done, not what it measures
+PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root",
+          "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate")
 
 
@@ -95,6 +98,15 @@ def read(path: Path) -> Record:
 def read_all(results: Path) -> list[Record]:
     """Read every record below ``results``, in the order of their paths."""
     return [read(path) for path in sorted((results / "records").rglob("*.json"))]
+
+
+def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every (dotted key, value) of a nested configuration."""
+    if isinstance(config, Mapping):
+        for key, inner in config.items():
+            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, config
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:

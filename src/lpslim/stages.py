@@ -116,12 +116,17 @@ def survey(config: Config, model: nn.Module, data: ImageData) -> tuple[list[Unit
 
 
 def check_target(config: Config, data: ImageData) -> None:
-    """Refuse, before anything is trained, a target that lies beyond the floors.
+    """Refuse, before anything is trained, images that do not fit or a target beyond the floors.
 
     Raises:
-        UserError: with the range that can be reached.
+        UserError: with what does not fit, or the range that can be reached.
     """
-    _, cost, least = survey(config, _described(config, data).build(), data)
+    try:
+        _, cost, least = survey(config, _described(config, data).build(), data)
+    except RuntimeError as problem:  # too small for its poolings, say
+        raise UserError(
+            f"model={config.model.name}: does not take images {data.shape}: {problem}"
+        ) from problem
     for key, drop in (("target_flops", cost.flops_drop), ("target_params", cost.params_drop)):
         target = getattr(config, key)
         if target is not None and target > drop(least) + selection.TOLERANCE:

@@ -1,0 +1,154 @@
+"""A cell of a published table and the records: published, measured, or empty with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpslim.records import PLACES, Record
+from lpslim.statistics import Summary, verdict
+from reproduce.groups import Group, dense_networks, grouped
+from reproduce.labels import setting
+from reproduce.published import OURS, Row, dense_of, number
+
+BAND = 0.3  # points: smaller differences between methods are noise on CIFAR-10 (docs/protocol.md)
+ACCURACIES = ("top1", "score")
+COSTS = ("flops_drop", "params_drop")
+EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
+SEEDS = {"bert_glue": "0,1,2,3,4"}  # small development sets scatter more
+HOW = (*PLACES, "trainer.channels_last", "trainer.compile")  # not worth a word in a table
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one configuration gave for a cell, in the cell's unit.
+
+    difference: measured minus published, in points (of the accuracies, or of their changes from the
+        dense network); None where the two must not be compared.
+    verdict: in words, and empty for a cell that is no accuracy.
+    """
+
+    group: Group
+    value: Summary
+    difference: float | None = None
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One cell: what the paper prints, and either what was measured, or why nothing was.
+
+    measured: the row's own configuration, one entry per data source. departing: runs of this
+    experiment with other settings, which never count as the row. empty: the reason, and
+    ``command`` what fills the cell (empty where nothing can).
+    """
+
+    published: str
+    measured: tuple[Measured, ...] = ()
+    departing: tuple[Measured, ...] = ()
+    empty: str = ""
+    command: str = ""
+
+
+def claim(row: Row, column: str, rows: Sequence[Row], records: Iterable[Record], selection: str) -> Claim:
+    """Return the claim of one cell.
+
+    Args:
+        row, column: the cell. rows: all of its table.
+        records: all there are. selection: the protocol, see lpslim.evaluation.summarise.
+
+    Raises:
+        UserError: the records hold two results of one configuration and seed.
+    """
+    published = row.cells[column]
+    if column not in (*ACCURACIES, *COSTS):
+        return Claim(published, empty="not recorded")
+    if not row.is_dense and row.method != OURS:
+        return Claim(published, empty="another method")
+    if row.is_average:
+        return Claim(published, empty="needs every task")
+    if row.is_dense:
+        return _dense_claim(row, column, rows, records, selection)
+    own = [each for each in records if each.experiment == row.experiment]
+    as_filed = grouped(each for each in own if not each.differs)
+    others = grouped(each for each in own if each.differs)
+    departing = tuple(Measured(group, _value(column, group, selection)) for group in others)
+    if not as_filed:
+        return Claim(published, (), departing, *_unfilled(row))
+    dense = dense_of(row, rows)
+    measured = tuple(_measured(row, column, group, selection, dense, as_filed) for group in as_filed)
+    return Claim(published, measured, departing)
+
+
+def _unfilled(row: Row) -> tuple[str, str]:
+    if not (EXPERIMENTS / f"{row.experiment}.yaml").exists():
+        return "no experiment file yet", ""
+    return "not run", f"python run.py -m experiment={row.experiment} seed={SEEDS.get(row.table, '0,1,2')}"
+
+
+def _dense_claim(
+    row: Row, column: str, rows: Sequence[Row], records: Iterable[Record], selection: str
+) -> Claim:
+    """The dense network of a table: measured at the start of every run of its rows."""
+    published = row.cells[column]
+    if column in COSTS:
+        return Claim(published, empty="by definition")
+    pruned = {each.experiment for each in rows if each.experiment and dense_of(each, rows) is row}
+    own = [each for each in records if each.experiment in pruned and not each.differs]
+    found = []
+    for group in dense_networks(own):
+        value = group.accuracy("baseline", selection)
+        found.append(Measured(group, value, *_compare(number(published), value.mean, group, "")))
+    return Claim(published, tuple(found), empty="" if found else "measured with any of its rows")
+
+
+def _value(column: str, group: Group, selection: str) -> Summary:
+    return group.cost(column) if column in COSTS else group.accuracy("finetune", selection)
+
+
+def _measured(
+    row: Row, column: str, group: Group, selection: str, dense: Row | None, as_filed: Sequence[Group]
+) -> Measured:
+    value, published = _value(column, group, selection), number(row.cells[column])
+    if column in COSTS:
+        return Measured(group, value, None if published is None else value.mean - published)
+    rivals = sum(_basis(each) == _basis(group) for each in as_filed)
+    if rivals > 1:  # the experiment file has changed, and older runs are still there
+        return Measured(group, value, None, f"not comparable: {rivals} configurations under this name")
+    reference = number(dense.cells[column]) if dense else None
+    if is_original(group.first.data) or published is None or reference is None:
+        return Measured(group, value, *_compare(published, value.mean, group, ""))
+    change = -group.drop(selection).mean
+    return Measured(group, value, *_compare(published - reference, change, group, "drops compared: "))
+
+
+def _compare(published: float | None, measured: float, group: Group, how: str) -> tuple[float | None, str]:
+    if published is None:
+        return None, "no published figure"
+    if not how and not is_original(group.first.data):
+        return None, "not comparable: other data source"
+    return measured - published, how + verdict(measured, published, BAND)
+
+
+def _basis(group: Group) -> tuple[str, str]:
+    return group.first.data["fingerprint"], group.first.cost["rule"]
+
+
+def is_original(data: dict[str, Any]) -> bool:
+    """Return whether a record's data are those of the published tables, as far as it can tell.
+
+    CIFAR-10 must come from its own lossless batches; ImageNet must have all its images.
+    """
+    if data["name"] == "cifar10":
+        return bool(data["source"] == "torchvision batches")
+    sizes = (data["train"] + data["val"], data["test"])
+    return data["name"] == "imagenet" and sizes == (1_281_167, 50_000)
+
+
+def departures(group: Group) -> str:
+    """Return in which settings the runs depart from their experiment file: ``epoch_scale=0.05, ...``."""
+    changed = {key: ours for key, (_, ours) in sorted(group.first.differs.items())}
+    worth = {key: value for key, value in changed.items() if key not in HOW} or changed
+    return ", ".join(setting(key, value) for key, value in worth.items())

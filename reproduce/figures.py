@@ -1,0 +1,176 @@
+"""Render every figure from the records: ``python -m reproduce.figures [--selection last|val|paper]``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from lpslim import records
+from lpslim.errors import UserError
+from lpslim.evaluation import PROTOCOLS
+from lpslim.records import Record
+from reproduce import plots, published
+from reproduce.claims import is_original
+from reproduce.groups import ADMM_NEEDS, grouped, sparsified
+from reproduce.labels import PROTOCOL, labels
+from reproduce.plots import Series, literal
+from reproduce.published import Row
+
+WIDTH, HEIGHT = 9.0, 3.6  # inches, without the legend
+DPI = 200  # 1,800 pixels wide, to be shown at 900
+LEGEND_LINE = 0.22  # inches
+TITLE_WIDTH = 100  # characters
+PUBLISHED = "data: as published"
+STYLE: Any = {
+    "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E8E8E8",
+    "lines.linewidth": 1.5, "svg.hashsalt": "lpslim", "font.family": "DejaVu Sans",
+}  # fmt: skip
+FORMATS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+TABLES = {  # data set and model -> table and depth
+    ("cifar10", "vgg16"): ("vgg16_cifar10", None),
+    ("cifar10", "resnet56"): ("resnet_cifar10", "56"),
+    ("cifar10", "resnet110"): ("resnet_cifar10", "110"),
+    ("imagenet", "resnet50"): ("resnet50_imagenet", None),
+}
+
+
+def published_rows(pair: tuple[str, str]) -> list[Row]:
+    """Return the published rows of a data set and model, none if the paper has no such table."""
+    if pair not in TABLES:
+        return []
+    table, depth = TABLES[pair]
+    return [row for row in published.read(table) if row.place.get("depth") == depth]
+
+
+def residuals_figure(drawn: Sequence[Series], title: str) -> Figure:
+    """Return the ADMM's residuals, and the shares of zeros and capped weights beside them."""
+    figure, (left, right) = _figure(title, drawn, 0, 2)
+    plots.residuals(left, drawn)
+    plots.shares(right, drawn)
+    _finish(figure, [left])
+    return figure
+
+
+def channels_figure(drawn: Sequence[Series], title: str) -> Figure:
+    """Return the channels that each layer keeps."""
+    figure, (axes,) = _figure(title, drawn, 1, 1)
+    plots.channels(axes, drawn)
+    _finish(figure, [axes])
+    return figure
+
+
+def accuracy_figure(drawn: Sequence[Series], title: str, rows: Sequence[Row], selection: str) -> Figure:
+    """Return accuracy against FLOPs drop: axes for each data source, the published with the original's."""
+    sources: dict[str, list[Series]] = {PUBLISHED: []} if rows else {}
+    for each in drawn:
+        original = rows and is_original(each.group.first.data)
+        sources.setdefault(PUBLISHED if original else str(each.group.first.data["source"]), []).append(each)
+    figure, panels = _figure(title, drawn, len(sources) + 6 * bool(rows), len(sources))
+    for axes, (source, measured) in zip(panels, sources.items(), strict=True):
+        if measured:
+            plots.measured_accuracy(axes, measured, selection)
+        if source == PUBLISHED:
+            plots.published_accuracy(axes, rows)
+        plots.frame(axes, aside=len(measured) > 1)
+        axes.set_title(source if source == PUBLISHED else literal(f"data: {source}"))
+    _finish(figure, panels)
+    return figure
+
+
+def _figure(title: str, drawn: Sequence[Series], more: int, panels: int) -> tuple[Figure, list[Any]]:
+    """Return a figure whose height leaves room for a legend of ``drawn`` and ``more`` one-line entries."""
+    lines = more + sum(1 + each.label.count("\n") for each in drawn)
+    figure = Figure(figsize=(WIDTH, HEIGHT + LEGEND_LINE * (1 + lines // 2)), layout="constrained")
+    figure.suptitle(literal(title, TITLE_WIDTH), fontsize=11)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _finish(figure: Figure, panels: Sequence[Any]) -> None:
+    """Add the legend, and lay the figure out once: a second time would move things a little."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    columns = 2 if len(entries) > 3 else len(entries)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def figures(found: Sequence[Record], selection: str) -> dict[str, Figure]:
+    """Return ``{"<kind>_<data set>_<model>": figure}`` for every pair that has records.
+
+    A pair of which no run used the ADMM has no residuals to show.
+
+    Raises:
+        UserError: the records hold two results of one configuration and seed.
+    """
+    pairs: dict[tuple[str, str], list[Record]] = {}
+    for group in grouped(found):
+        pairs.setdefault(group.pair, []).extend(group.records)
+    made = {}
+    for pair, own in sorted(pairs.items()):
+        suffix, where = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(pair)), f"{pair[1]} on {pair[0]}"
+        if admm := sparsified(own):
+            drawn = plots.series(admm, labels(admm, ADMM_NEEDS))
+            made[f"residuals_{suffix}"] = residuals_figure(drawn, f"ADMM of {where}")
+        groups = grouped(own)
+        drawn, rows = plots.series(groups, labels(groups)), published_rows(pair)
+        made[f"channels_{suffix}"] = channels_figure(drawn, f"Channels kept, {where}")
+        title = f"{where}, accuracy {PROTOCOL[selection]}"
+        made[f"accuracy_vs_flops_{suffix}"] = accuracy_figure(drawn, title, rows, selection)
+    return made
+
+
+def rendered(figure: Figure, form: str) -> bytes:
+    """Return the file of a figure as ``png`` or ``svg``: the same bytes for the same figure."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format=form, dpi=DPI, metadata=FORMATS[form])
+    return stream.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write every figure; return the exit code (2: the user's mistake)."""
+    parser = argparse.ArgumentParser("python -m reproduce.figures", description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/, figures/")
+    parser.add_argument("--selection", choices=PROTOCOLS, default="last", help="which accuracy to draw")
+    options = parser.parse_args(arguments)
+    try:
+        render(options.results, options.selection)
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def render(results: Path, selection: str) -> None:
+    """Write every figure below ``results`` as PNG and SVG, and print the paths.
+
+    Raises:
+        UserError: a record cannot be read.
+    """
+    found = records.read_all(results)
+    if not found:
+        print(f"no records below {results / 'records'}: nothing to draw")
+        return
+    folder = results / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for name, figure in figures(found, selection).items():
+            for form in FORMATS:
+                path = folder / f"{name}.{form}"
+                path.write_bytes(rendered(figure, form))
+                print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""From claims and groups to the lines of a table, not yet in any markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lpslim.records import Record
+from reproduce import published
+from reproduce.claims import ACCURACIES, Claim, Measured, claim, departures
+from reproduce.groups import Group, grouped
+from reproduce.labels import labels
+from reproduce.markup import Line, Missing, Value
+from reproduce.published import TITLES, Row
+
+HEADS = {"depth": "Depth", "task": "Task", "block": "Block", "method": "Method",
+         "params_millions": "Params (M)"}  # fmt: skip
+COLUMNS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "score": "Score",
+           "flops_drop": "FLOPs drop (%)", "params_drop": "Params drop (%)"}  # fmt: skip
+
+
+def paper_lines(table: str, found: Sequence[Record], selection: str) -> list[Line]:
+    """Return a published table line by line, what was measured beside what was published.
+
+    Runs of a row's experiment with other settings follow it on lines of their own.
+
+    Raises:
+        UserError: no such table, or two results of one configuration and seed.
+    """
+    rows = published.read(table)
+    lines: list[Line] = []
+    for row in rows:
+        columns = [column for column in COLUMNS if column in row.cells]
+        claims = {column: claim(row, column, rows, found, selection) for column in columns}
+        lines += _row_lines(row, claims)
+    return lines
+
+
+def _row_lines(row: Row, claims: dict[str, Claim]) -> Iterator[Line]:
+    main = claims[accuracy_column(row)]
+    if not main.measured:
+        reasons: dict[str, Value] = {column: Missing(each.empty) for column, each in claims.items()}
+        yield _line(row, row.cells, reasons, main.command)
+    for i, measured in enumerate(main.measured):
+        values = {column: _at(each.measured, i, each.empty) for column, each in claims.items()}
+        yield _line(row, row.cells, values, measured.verdict, measured)
+    for i, measured in enumerate(main.departing):
+        values = {column: _at(each.departing, i, each.empty) for column, each in claims.items()}
+        yield _line(row, {}, values, f"not this row's configuration: {departures(measured.group)}", measured)
+
+
+def _at(measured: Sequence[Measured], index: int, reason: str) -> Value:
+    return measured[index].value if measured else Missing(reason)
+
+
+def accuracy_column(row: Row) -> str:
+    """Return the name of the cell that holds the row's accuracy."""
+    return next(column for column in ACCURACIES if column in row.cells)
+
+
+def _line(
+    row: Row,
+    printed: dict[str, str],
+    values: dict[str, Value],
+    comment: str,
+    measured: Measured | None = None,
+) -> Line:
+    line: Line = {head: row.place[key] for key, head in HEADS.items() if key in row.place}
+    if "schedule" in row.place:
+        epochs = row.place["finetune_epochs"]
+        line["Fine-tune"] = epochs if epochs == "NA" else f"{row.place['schedule']} {epochs}"
+    if not printed:
+        line["Method"] = f"{row.method}, other settings"
+    for column, value in values.items():
+        line[f"{COLUMNS[column]}, published"] = printed.get(column)
+        line[f"{COLUMNS[column]}, measured"] = value
+    line["Difference"] = measured.difference if measured else None
+    line["Measured on"] = str(measured.group.first.data["source"]) if measured else None
+    line["Verdict, or what fills it"] = comment
+    return line
+
+
+def measured_blocks(found: Sequence[Record], selection: str) -> dict[str, list[Line]]:
+    """Return ``{"<data set>, <model>": lines}``, a line for each configuration that was measured.
+
+    Raises:
+        UserError: the records hold two results of one configuration and seed.
+    """
+    blocks: dict[str, list[Group]] = {}
+    for group in grouped(found):
+        blocks.setdefault(", ".join(group.pair), []).append(group)
+    return {
+        title: [_group_line(name, each, selection) for name, each in zip(labels(groups), groups, strict=True)]
+        for title, groups in sorted(blocks.items())
+    }
+
+
+def _group_line(name: str, group: Group, selection: str) -> Line:
+    return {
+        "Method": name,
+        "Dense (%)": group.accuracy("baseline", selection),
+        "Pruned, before fine-tuning (%)": group.accuracy("prune", selection),
+        "Fine-tuned (%)": group.accuracy("finetune", selection),
+        "Drop from dense (points)": group.drop(selection),
+        "FLOPs drop (%)": group.cost("flops_drop"),
+        "Params drop (%)": group.cost("params_drop"),
+        "Epochs: dense / ADMM / fine-tune": group.epochs(),
+        "Measured on": str(group.first.data["source"]),
+    }
+
+
+def counted(found: Sequence[Record], selection: str) -> list[str]:
+    """Return per published table how many of its reproducible rows are measured."""
+    sentences = []
+    for table, title in TITLES.items():
+        rows = published.read(table)
+        ours = [row for row in rows if row.experiment]
+        claims = [claim(row, accuracy_column(row), rows, found, selection) for row in ours]
+        done = sum(bool(each.measured) for each in claims)
+        sentences.append(f"{title}: {done} of {len(ours)} rows measured as configured.")
+    return sentences

@@ -1,0 +1,132 @@
+"""Render every table from the records: ``python -m reproduce.tables [--selection last|val|paper]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lpslim import records, store
+from lpslim.errors import UserError
+from lpslim.evaluation import PROTOCOLS
+from lpslim.records import Record
+from reproduce import markup, published
+from reproduce.claims import BAND
+from reproduce.labels import PROTOCOL
+from reproduce.lines import counted, measured_blocks, paper_lines
+from reproduce.markup import Line
+from reproduce.published import TITLES
+
+Blocks = dict[str, list[Line]]
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+NOTHING = "no records below {}: run something first, such as python run.py model=vgg_small dataset=digits"
+
+
+def notes(selection: str) -> list[str]:
+    """Return what the reader of any measured number must know."""
+    return [
+        f"Measured: test accuracy {PROTOCOL[selection]} (selection={selection}); mean ± sample standard "
+        f"deviation over n seeds, ± from n = 3.",
+        "FLOPs: multiply-adds of convolution and linear layers. Drops are relative to the dense network.",
+    ]
+
+
+def paper_notes(table: str) -> list[str]:
+    """Return what the reader of a published table must know."""
+    rows = published.read(table)
+    return [
+        "Published: Ji et al., Pattern Recognition 2025, 111711; never measured here.",
+        f"Verdict: within is a measured mean at most {BAND} points from the published figure. On other "
+        "data than the paper's, drops from the own dense network are compared where the paper prints one.",
+        *(f"{row.experiment}: {row.note}." for row in rows if row.experiment and row.note),
+    ]
+
+
+def documents(found: Sequence[Record], selection: str) -> dict[str, str]:
+    """Return ``{file name: content}`` of every table in every form."""
+    files: dict[str, str] = {}
+    for table, title in TITLES.items():
+        lines, remarks = paper_lines(table, found, selection), [*notes(selection), *paper_notes(table)]
+        files |= _forms(f"table_{table}", title, {"": lines}, remarks)
+    return files | _forms("measured", "Measured", measured_blocks(found, selection), notes(selection))
+
+
+def _forms(name: str, title: str, blocks: dict[str, list[Line]], remarks: list[str]) -> dict[str, str]:
+    tex = [f"\n% {markup.plain(key)}\n{markup.latex(lines)}" for key, lines in blocks.items()]
+    tex = [f"% {title}\n", *tex, "\n", *(f"% {remark}\n" for remark in remarks)]
+    flat: list[Line] = []
+    for key, lines in blocks.items():
+        flat += [{"Block": key, **line} if key else line for line in lines]
+    return {
+        f"{name}.md": f"# {title}\n\n{markdown_blocks(blocks, remarks)}",
+        f"{name}.csv": markup.csv_table(flat or [{"Block": "nothing is measured yet"}]),
+        f"{name}.tex": "".join(tex),
+    }
+
+
+def markdown_blocks(blocks: dict[str, list[Line]], remarks: Sequence[str]) -> str:
+    """Return one Markdown table per block under its title, and the remarks below."""
+    parts = [
+        (f"**{markup.escape_markdown(key)}**\n\n" if key else "") + markup.markdown(lines)
+        for key, lines in blocks.items()
+    ]
+    listed = "".join(f"- {markup.escape_markdown(remark)}\n" for remark in remarks)
+    return "\n".join([*(parts or ["Nothing is measured yet.\n"]), listed])
+
+
+def update_readme(readme: Path, content: str) -> None:
+    """Replace what stands between the two markers in ``readme``; nothing is written if it is the same.
+
+    Raises:
+        UserError: the file is not there, or does not have each marker once, in order.
+    """
+    if not readme.is_file():
+        raise UserError(f"--readme {readme}: no such file")
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(f"--readme {readme}: must have the lines {BEGIN} and {END} once each, in this order")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    updated = f"{before}{BEGIN}\n{content}{END}{after}"
+    if updated != text:
+        store.write_text(readme, updated)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables, print the measured one; return the exit code (2: the user's mistake)."""
+    parser = argparse.ArgumentParser("python -m reproduce.tables", description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/, tables/")
+    parser.add_argument("--selection", choices=PROTOCOLS, default="last", help="which accuracy to print")
+    parser.add_argument("--readme", type=Path, help=f"also renew the text between {BEGIN} and {END}")
+    options = parser.parse_args(arguments)
+    try:
+        render(options.results, options.selection, options.readme)
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def render(results: Path, selection: str, readme: Path | None = None) -> None:
+    """Write all tables below ``results``, and the block in ``readme``; print the measured table.
+
+    Raises:
+        UserError: a record cannot be read, or the readme lacks its markers.
+    """
+    found = records.read_all(results)
+    files = documents(found, selection)
+    for name, content in files.items():
+        store.write_text(results / "tables" / name, content)
+    remarks = [*notes(selection), *counted(found, selection)]
+    block = markdown_blocks(measured_blocks(found, selection), remarks)
+    if readme:
+        update_readme(readme, block)
+    print(block if found else NOTHING.format(results / "records"))
+    written = [results / "tables" / name for name in files] + ([readme] if readme else [])
+    print("written:", *written, sep="\n  ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
