@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lpslim import lookup, records, report, store
 from lpslim.config import Config
@@ -45,7 +46,8 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | None:
     folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
     folder.mkdir(parents=True, exist_ok=True)
     store.write_json(folder / "config.json", asdict(config))
-    with _log_file(folder / "run.log"), SummaryWriter(str(folder / "tensorboard")) as writer:
+    logs = str(folder / "tensorboard")
+    with _log_file(folder / "run.log"), logging_redirect_tqdm(), SummaryWriter(logs) as writer:
         infos = Pipeline(config, data, steps, writer).run()
         record = _record(config, differs, data, steps, infos)
         report.fill_folder(folder, record, steps["finetune"].folder)
