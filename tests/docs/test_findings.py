@@ -19,8 +19,9 @@ def convergence(experiment):
 @pytest.mark.parametrize("iteration", [1, 2, 3])
 def test_the_shares_are_those_of_the_records(iteration):
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| {iteration} |"))
-    capped, free = (convergence(f"cifar10_resnet20/{name}")[iteration - 1] for name in ("lp", "lp_no_cap"))
-    measured = [capped["sparsity"], capped["capped"], free["sparsity"]]
+    names = ("lp", "lp_no_cap", "l1")
+    capped, free, plain = (convergence(f"cifar10_resnet20/{name}")[iteration - 1] for name in names)
+    measured = [capped["sparsity"], capped["capped"], free["sparsity"], plain["sparsity"]]
     assert re.findall(r"[\d.]+ %", row) == [f"{100 * share:.1f} %" for share in measured]
 
 
