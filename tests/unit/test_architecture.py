@@ -108,6 +108,7 @@ def test_loaded_has_the_same_tensors_and_description(saved, name):
     made = saved(name)
     loaded = architecture.load(str(made.folder))
     expected = made.model.state_dict()
+    assert not loaded.training
     assert list(loaded.state_dict()) == list(expected)
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
     assert architecture.describe(made.folder) == made.described
