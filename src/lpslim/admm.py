@@ -90,7 +90,7 @@ class ADMM:
     ) -> None:
         if not weights:
             raise ValueError("weights: the list is empty")
-        if lamb <= 0 or rho <= 0:
+        if not (lamb > 0 and rho > 0):  # NaN is refused too
             raise ValueError(f"lamb={lamb}, rho={rho}: both must be positive")
         if form not in FORMS:
             raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}")
