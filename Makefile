@@ -11,7 +11,7 @@ WORK ?= outputs
 RESULTS ?= $(if $(filter smoke,$(PROFILE)),$(WORK)/smoke,results)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check reproduce tables plots bench clean
+.PHONY: help setup test check reproduce tables plots bench latency compare clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -49,10 +49,17 @@ reproduce-table-%: setup  ## a table of the paper: vgg16, resnet, resnet50 or be
 	else echo "$(ROWS_$*): no row can run yet (there is no conf/experiment/$(ROWS_$*)); only the published cells are rendered"; fi
 	$(BIN)/python -m reproduce.tables --results $(RESULTS) --selection $(SELECTION)
 
+JOBS = '+experiment/$(ROWS)=glob(*)' profile=$(PROFILE) seed=$(SEEDS) \
+    results_dir=$(RESULTS) work_dir=$(WORK) $(if $(filter smoke,$(PROFILE)),dataset=digits32)
+
+compare: setup  ## every rival and control at the paper's ResNet-56 row (58.6 %); PROFILE=smoke|short|paper
+	@$(MAKE) --no-print-directory run-rows ROWS=compare
+	$(BIN)/python -m reproduce.tables --results $(RESULTS) --selection $(SELECTION)
+
 .PHONY: run-rows
 run-rows:
-	$(BIN)/python run.py -m '+experiment/$(ROWS)=glob(*)' profile=$(PROFILE) seed=$(SEEDS) \
-	    results_dir=$(RESULTS) work_dir=$(WORK) $(if $(filter smoke,$(PROFILE)),dataset=digits32)
+	$(BIN)/python run.py -m $(JOBS) --dry-run
+	$(BIN)/python run.py -m $(JOBS)
 
 tables: setup  ## render every table from the records in results/ (SELECTION=last|val|paper)
 	$(BIN)/python -m reproduce.tables --results results --selection $(SELECTION) --readme README.md
@@ -62,6 +69,10 @@ plots: setup  ## draw every figure from the records in results/
 
 bench: setup  ## side-by-side measurements: benchmarks/
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+latency: setup  ## latency of a pruned network beside its original: NETWORK=outputs/runs/<name>/<key>/pruned
+	@test -n "$(NETWORK)" || { echo "NETWORK is not set: make latency NETWORK=outputs/runs/<name>/<key>/pruned" >&2; exit 2; }
+	$(BIN)/python benchmarks/latency.py '$(NETWORK)'
 
 clean:  ## remove finished stages and run folders, never results/
 	rm -rf $(WORK)

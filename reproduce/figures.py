@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from lpslim import records
 from lpslim.errors import UserError
 from lpslim.evaluation import PROTOCOLS
+from lpslim.keys import canonical
 from lpslim.records import Record
 from reproduce import plots, published
 from reproduce.claims import is_original
-from reproduce.groups import ADMM_NEEDS, grouped, sparsified
+from reproduce.groups import ADMM_NEEDS, Group, grouped, sparsified
 from reproduce.labels import PROTOCOL, labels
 from reproduce.plots import Series, literal
 from reproduce.published import Row
@@ -124,11 +125,29 @@ def figures(found: Sequence[Record], selection: str) -> dict[str, Figure]:
             drawn = plots.series(admm, labels(admm, ADMM_NEEDS))
             made[f"residuals_{suffix}"] = residuals_figure(drawn, f"ADMM of {where}")
         groups = grouped(own)
-        drawn, rows = plots.series(groups, labels(groups)), published_rows(pair)
-        made[f"channels_{suffix}"] = channels_figure(drawn, f"Channels kept, {where}")
+        names = labels(groups)
+        if widths := alike(groups, names):
+            made[f"channels_{suffix}"] = channels_figure(plots.series(*widths), f"Channels kept, {where}")
+        drawn, rows = plots.series(groups, names), published_rows(pair)
         title = f"{where}, accuracy {PROTOCOL[selection]}"
         made[f"accuracy_vs_flops_{suffix}"] = accuracy_figure(drawn, title, rows, selection)
     return made
+
+
+def alike(groups: Sequence[Group], names: Sequence[str]) -> tuple[list[Group], list[str]] | None:
+    """Return one group for each choice of widths, under the names of all that share it.
+
+    None where no run removed channels. Networks with other prunable layers than the first are left out.
+    """
+    found: dict[str, tuple[Group, list[str]]] = {}
+    layers: set[str] = set()
+    for group, name in zip(groups, names, strict=True):
+        layers = layers or set(group.first.channels)
+        if group.first.channels and set(group.first.channels) == layers:
+            widths = canonical([record.channels for record in group.records])
+            found.setdefault(widths, (group, []))[1].append(name)
+    shared = [(group, "; ".join(names)) for group, names in found.values()]
+    return ([group for group, _ in shared], [name for _, name in shared]) if shared else None
 
 
 def rendered(figure: Figure, form: str) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lpslim.errors import UserError
 from lpslim.keys import canonical
-from lpslim.records import PLACES, Record, flat
+from lpslim.records import PLACES, Record
+from lpslim.records import settings as recorded
 from lpslim.statistics import Summary, summary
 
 # What the networks before pruning depend on, by the first part of a setting's key
@@ -48,7 +49,7 @@ class Group:
         return summary([each.cost[key] for each in self.records])
 
     def epochs(self) -> str:
-        """Return the epochs really run, baseline / ADMM / fine-tune; ``-`` for a stage that there was not."""
+        """Return the epochs really run, baseline / sparsify / fine-tune; ``-`` where there was no stage."""
         curves = self.first.curves
         lengths = [len(curves.get(s, {}).get("train_loss", [])) for s in ("baseline", "sparsify", "finetune")]
         return " / ".join(str(n) if n else "-" for n in lengths)
@@ -106,11 +107,9 @@ def settings(config: Mapping[str, Any], parts: Sequence[str] | None = None) -> d
 
     ``parts`` keeps only the keys that begin with one of these.
     """
-    kept = {key: value for key, value in flat(config) if key not in PLACES}
-    if config["regularizer"]["penalty"] == "none":
-        idle = ("p", "M", "rho", "lamb", "criterion.weights")
-        kept = {k: v for k, v in kept.items() if k not in idle and not k.startswith("regularizer.")}
-        kept["regularizer.penalty"] = "none"
+    kept = {key: value for key, value in recorded(config).items() if key not in PLACES}
+    for part in _without_effect(kept):
+        kept = {k: v for k, v in kept.items() if k != part and not k.startswith(f"{part}.")}
     has_target = config["target_flops"] is not None or config["target_params"] is not None
     if has_target and kept.get("p") != 0:  # L0 reads the ratio all the same
         del kept["ratio"]
@@ -118,3 +117,16 @@ def settings(config: Mapping[str, Any], parts: Sequence[str] | None = None) -> d
         return kept
     read = (*parts, "ratio") if "p" in parts and config["p"] == 0 else parts
     return {key: value for key, value in kept.items() if key.split(".")[0] in read}
+
+
+def _without_effect(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield settings, or the first parts of their keys, that this run did not read."""
+    penalty = settings["regularizer.penalty"]
+    if penalty in ("none", "bn_scale"):
+        yield from ("p", "M", "rho", "criterion.weights", "regularizer.form", "regularizer.updates_per_epoch")
+    if penalty == "none":
+        yield from ("lamb", "regularizer.train")
+    if settings["retrain"] != "finetune":
+        yield "finetune"
+    if settings["structure"] == "weights":
+        yield from ("adjust", "model.floor", "criterion.across")

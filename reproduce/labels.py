@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lpslim.keys import canonical
+from lpslim.records import settings as recorded
 from reproduce.groups import Group, settings
 
 WORDS = {None: "null", True: "true", False: "false"}
@@ -25,13 +26,50 @@ def setting(key: str, value: Any) -> str:
     return f"{key}={value:.12g}" if isinstance(value, float) else f"{key}={value}"
 
 
+RIVALS = {"fpgm": "FPGM", "hrank": "HRank", "chip": "CHIP", "random": "random channels",
+          "bn_scale": "batch-norm scales", "magnitude": "magnitude"}  # fmt: skip
+CONTROLS = {"scratch_e": ", from scratch (E)", "scratch_b": ", from scratch (B)", "finetune": ""}
+FAMILIES = ("ADMM", "rival", "control", "unstructured")  # in a table's order
+SHARES = {"uniform": ", the same share of every layer", "raw": ", one threshold", "minmax": ""}
+
+
 def method(config: Mapping[str, Any]) -> str:
     """Return what was done in the paper's terms: ``Lp p=5, M=1``, ``L1``, ``no ADMM (magnitude)``."""
-    penalty, criterion = config["regularizer"]["penalty"], config["criterion"]["name"]
-    if penalty == "none":
-        return f"no ADMM ({criterion})"
-    name = _lp(config["p"], config["M"]) if penalty == "lp" else str(penalty)
-    return name if criterion == "magnitude" else f"{name}, {criterion}"
+    chosen = recorded(config)
+    penalty, across = chosen["regularizer.penalty"], chosen["criterion.across"]
+    criterion = str(chosen["criterion.name"])
+    selection = RIVALS.get(criterion, criterion)
+    if penalty == "bn_scale" and (criterion, across) == ("bn_scale", "raw"):
+        name = "network slimming"
+    elif penalty == "none":
+        name = _criterion(selection, across, chosen["criterion.widths"])
+    else:
+        name = _lp(config["p"], config["M"]) if penalty == "lp" else str(penalty)
+        name += "" if (criterion, across) == ("magnitude", "minmax") else f", {selection}{SHARES[across]}"
+    unstructured = ", single weights" if chosen["structure"] == "weights" else ""
+    return name + unstructured + CONTROLS[chosen["retrain"]]
+
+
+def family(config: Mapping[str, Any]) -> str:
+    """Return what kind of entry a configuration is in a comparison: a key of FAMILIES."""
+    chosen = recorded(config)
+    if chosen["structure"] == "weights":
+        return "unstructured"
+    if chosen["regularizer.penalty"] not in ("none", "bn_scale"):
+        return "ADMM"
+    is_control = chosen["retrain"] != "finetune" or chosen["criterion.name"] == "random"
+    is_selection = (chosen["criterion.name"], chosen["criterion.across"]) == ("magnitude", "minmax")
+    return "control" if is_control or is_selection else "rival"
+
+
+def _criterion(selection: str, across: str, widths: str | None) -> str:
+    if widths:
+        return f"{selection}, widths by {widths}"
+    if (selection, across) == ("magnitude", "minmax"):
+        return "no ADMM (magnitude)"
+    if (selection, across) == ("magnitude", "uniform"):
+        return "filter L1 norm, the same share of every layer"
+    return selection + SHARES[across]
 
 
 def _lp(p: float, M: float | None) -> str:
@@ -61,7 +99,8 @@ def labels(groups: Sequence[Group], parts: Sequence[str] | None = None) -> list[
 
 def _scored_on(config: Mapping[str, Any]) -> str:
     """Return Z or W, empty where there is no Z to choose."""
-    return "" if config["regularizer"]["penalty"] == "none" else str(config["criterion"]["weights"])
+    without = config["regularizer"]["penalty"] in ("none", "bn_scale")
+    return "" if without else str(config["criterion"]["weights"])
 
 
 def _telling(alike: Sequence[Group], parts: Sequence[str] | None) -> list[list[str]]:

@@ -8,7 +8,7 @@ from lpslim.records import Record
 from reproduce import published
 from reproduce.claims import ACCURACIES, Claim, Measured, claim, departures
 from reproduce.groups import Group, grouped
-from reproduce.labels import labels
+from reproduce.labels import FAMILIES, family, labels
 from reproduce.markup import Line, Missing, Value
 from reproduce.published import TITLES, Row
 
@@ -88,10 +88,17 @@ def measured_blocks(found: Sequence[Record], selection: str) -> dict[str, list[L
     blocks: dict[str, list[Group]] = {}
     for group in grouped(found):
         blocks.setdefault(", ".join(group.pair), []).append(group)
-    return {
-        title: [_group_line(name, each, selection) for name, each in zip(labels(groups), groups, strict=True)]
-        for title, groups in sorted(blocks.items())
-    }
+    return {title: _block(groups, selection) for title, groups in sorted(blocks.items())}
+
+
+def _block(groups: Sequence[Group], selection: str) -> list[Line]:
+    """Return a line per group: what has the ADMM, then rivals, then controls, each by name."""
+    named = [
+        (FAMILIES.index(family(g.first.config)), n, g) for n, g in zip(labels(groups), groups, strict=True)
+    ]
+    return [
+        _group_line(name, group, selection) for _, name, group in sorted(named, key=lambda each: each[:2])
+    ]
 
 
 def _group_line(name: str, group: Group, selection: str) -> Line:
@@ -103,7 +110,7 @@ def _group_line(name: str, group: Group, selection: str) -> Line:
         "Drop from dense (points)": group.drop(selection),
         "FLOPs drop (%)": group.cost("flops_drop"),
         "Params drop (%)": group.cost("params_drop"),
-        "Epochs: dense / ADMM / fine-tune": group.epochs(),
+        "Epochs: dense / sparsify / fine-tune": group.epochs(),
         "Measured on": str(group.first.data["source"]),
     }
 

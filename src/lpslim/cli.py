@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from hydra.core.config_store import ConfigStore
@@ -26,11 +26,15 @@ from lpslim.config import Config, check
 from lpslim.errors import UserError
 from lpslim.records import PLACES, flat
 
+if TYPE_CHECKING:  # slow to import, and a refused configuration does not need it
+    from lpslim.outlook import Stage
+
 GROUPS = (
     "model",
     "dataset",
     "regularizer",
     "criterion",
+    "method",
     "schedule",
     "trainer",
     "experiment",
@@ -133,8 +137,10 @@ def report_mistake(problem: Exception) -> None:
 def guarded(main: Callable[[], None]) -> None:
     """Run ``main``; a mistake of the user's ends with its message and exit code 2.
 
-    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
+    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead. ``--dry-run`` is
+    understood as ``dry_run=true``.
     """
+    sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours to write
     try:
@@ -146,7 +152,7 @@ def guarded(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def task(composed: DictConfig) -> Path | None:
+def task(composed: DictConfig) -> Path | list[Stage] | None:
     """Do one run of the command line; a single run's mistake ends the program with exit code 2.
 
     In a sweep the mistake is raised, so that the other jobs go on and the summary names it.
@@ -167,17 +173,30 @@ class SweepSummary(Callback):
 
     def __init__(self) -> None:
         self.jobs: list[str] = []
+        self.foreseen: list[Stage] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Note one job's end."""
         overrides = " ".join(job_return.overrides or [])
         if job_return.status == JobStatus.COMPLETED:
             self.jobs.append(f"  done    {overrides}")
+            if isinstance(job_return.return_value, list):
+                self.foreseen += job_return.return_value
         else:
             problem = explain(job_return._return_value, list(job_return.overrides or []))
             self.jobs.append(f"  FAILED  {overrides}: {problem.splitlines()[0]}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the list."""
+        """Print the list, and after a dry run what all jobs together have left to do.
+
+        A sweep without a job, whose pattern such as glob(...) matched nothing, ends with code 2.
+        """
+        if not self.jobs:
+            print("error: the sweep has no job: a pattern such as glob(...) matches nothing", file=sys.stderr)
+            sys.exit(2)  # Hydra would turn an exception into a warning and code 0
         failed = sum(line.startswith("  FAILED") for line in self.jobs)
         print(f"sweep: {len(self.jobs)} jobs, {failed} failed", *self.jobs, sep="\n")
+        if self.foreseen:
+            from lpslim.outlook import total  # as in task
+
+            print(f"all together: {total(self.foreseen)}")

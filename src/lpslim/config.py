@@ -15,19 +15,25 @@ from lpslim.recipe import DEVICES, PRECISIONS, SCHEDULES, Recipe, Trainer
 
 FORMS = ("squared", "norm")
 SCORED_ON = ("Z", "W")
+ACROSS = ("minmax", "uniform", "raw")
+STRUCTURES = ("channels", "weights")
+RETRAINING = ("finetune", "scratch_e", "scratch_b")
+NO_ADMM = ("bn_scale", "none")
 
 
 @dataclass
 class Model:
     """A network: ``family`` is a module of lpslim.models, ``name`` one that it builds.
 
-    ``floor`` is the share of its channels that every layer keeps, unless it is sensitive.
+    ``floor`` is the share of its channels that every layer keeps, unless it is sensitive. ``weights``:
+    start from a checkpoint's file or from torchvision's weights of this name, null for random ones.
     """
 
     family: str = MISSING
     name: str = MISSING
     input: str = "image"
     floor: float = 0.0
+    weights: str | None = None
 
 
 @dataclass
@@ -52,7 +58,7 @@ class Dataset:
 
 @dataclass
 class Regularizer:
-    """The ADMM of the sparsify stage; ``penalty`` is a module of lpslim.penalties, or none."""
+    """The sparsify stage; ``penalty`` is a module of lpslim.penalties (ADMM), bn_scale, or none."""
 
     penalty: str = "lp"
     form: str = "squared"
@@ -62,10 +68,16 @@ class Regularizer:
 
 @dataclass
 class Criterion:
-    """How channels are scored: ``name`` is a module of lpslim.criteria, on ``weights`` Z or W."""
+    """How channels are scored: ``name`` is a module of lpslim.criteria, on ``weights`` Z or W.
+
+    ``across`` puts the scores of different layers on one scale. ``widths`` names another criterion
+    that decides how many channels a layer keeps; then ``name`` decides only which.
+    """
 
     name: str = "magnitude"
     weights: str = "Z"
+    across: str = "minmax"
+    widths: str | None = None
 
 
 @dataclass
@@ -81,6 +93,9 @@ class Config:
     adjust: float = 0.45
     target_flops: float | None = None
     target_params: float | None = None
+    structure: str = "channels"
+    round_to: int = 1
+    retrain: str = "finetune"
     seed: int = 0
     selection: str = "last"
     epoch_scale: float = 1.0
@@ -105,7 +120,8 @@ def check(config: Config) -> None:
     faults = [*_knobs(config), *_names(config), *_rest(config)]
     for key in ("baseline", "finetune", "regularizer.train"):
         recipe = config.regularizer.train if "." in key else getattr(config, key)
-        faults += [f"{key}.{fault}" for fault in _recipe(recipe)]
+        given = key == "baseline" and config.model.weights is not None
+        faults += [f"{key}.{fault}" for fault in _recipe(recipe, fewest=0 if given else 1)]
     if faults:
         raise UserError("\n".join(faults))
 
@@ -148,8 +164,15 @@ def _names(config: Config) -> Iterator[str]:
     yield from _one_of("selection", config.selection, PROTOCOLS)
     yield from _one_of("criterion.name", config.criterion.name, lookup.choices("criteria"))
     yield from _one_of("criterion.weights", config.criterion.weights, SCORED_ON)
+    yield from _one_of("criterion.across", config.criterion.across, ACROSS)
+    if config.criterion.widths is not None:
+        yield from _one_of("criterion.widths", config.criterion.widths, lookup.choices("criteria"))
+    yield from _one_of("structure", config.structure, STRUCTURES)
+    if config.structure == "weights":
+        yield from _single_weights(config)
+    yield from _one_of("retrain", config.retrain, RETRAINING)
     yield from _one_of(
-        "regularizer.penalty", config.regularizer.penalty, [*lookup.choices("penalties"), "none"]
+        "regularizer.penalty", config.regularizer.penalty, [*lookup.choices("penalties"), *NO_ADMM]
     )
     yield from _one_of("regularizer.form", config.regularizer.form, FORMS)
     yield from _one_of("dataset.source", config.dataset.source, lookup.choices("data"))
@@ -165,7 +188,20 @@ def _names(config: Config) -> Iterator[str]:
         )
 
 
+def _single_weights(config: Config) -> Iterator[str]:
+    for key, value, allowed in (
+        ("criterion.name", config.criterion.name, "magnitude"),
+        ("criterion.widths", config.criterion.widths, None),
+        ("round_to", config.round_to, 1),
+        ("retrain", config.retrain, "finetune"),
+    ):
+        if value != allowed:
+            yield _fault(key, value, f"{'null' if allowed is None else allowed} with structure=weights")
+
+
 def _rest(config: Config) -> Iterator[str]:
+    if config.round_to < 1:
+        yield _fault("round_to", config.round_to, "1 or more channels")
     if config.regularizer.updates_per_epoch < 1:
         yield _fault("regularizer.updates_per_epoch", config.regularizer.updates_per_epoch, "1 or more")
     if not 0 <= config.model.floor < 1:
@@ -182,10 +218,10 @@ def _rest(config: Config) -> Iterator[str]:
         yield _fault("trainer.threads", config.trainer.threads, "1 or more, or null for PyTorch's choice")
 
 
-def _recipe(recipe: Recipe) -> Iterator[str]:
-    for key in ("epochs", "batch_size"):
-        if getattr(recipe, key) < 1:
-            yield _fault(key, getattr(recipe, key), "1 or more")
+def _recipe(recipe: Recipe, fewest: int) -> Iterator[str]:
+    for key, least in (("epochs", fewest), ("batch_size", 1)):
+        if getattr(recipe, key) < least:
+            yield _fault(key, getattr(recipe, key), f"{least} or more")
     yield from _positive("lr", recipe.lr)
     yield from _one_of("schedule", recipe.schedule, SCHEDULES)
     for key in ("momentum", "label_smoothing"):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpslim.images import Split
+from lpslim.modes import evaluating
 
 EVAL_BATCH = 500
 PROTOCOLS = ("last", "val", "paper")
@@ -20,19 +21,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Return ``accuracy`` in percent and mean cross-entropy ``loss`` over all of ``split``.
 
-    ``forward`` may be a compiled or autocast form of ``model``; the model is left in
-    the mode, training or evaluation, in which it came.
+    ``forward`` may be a compiled or autocast form of ``model``; every module is left in the mode,
+    training or evaluation, in which it came.
     """
-    was_training = model.training
-    model.eval()
     correct = total = 0
     loss = 0.0
-    for images, labels in split.eval_batches(EVAL_BATCH):
-        logits = (forward or model)(images).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += int((logits.argmax(dim=1) == labels).sum())
-        total += len(labels)
-    model.train(was_training)
+    with evaluating(model):
+        for images, labels in split.eval_batches(EVAL_BATCH):
+            logits = (forward or model)(images).float()
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct += int((logits.argmax(dim=1) == labels).sum())
+            total += len(labels)
     return {"accuracy": 100.0 * correct / total, "loss": loss / total}
 
 

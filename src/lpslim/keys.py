@@ -18,6 +18,9 @@ KEY_LENGTH = 16
 def canonical(value: Any) -> str:
     """Return the one JSON text of ``value``: sorted keys, no spaces, no NaN.
 
+    JSON's view of things: 1 and 1.0 differ (so types must be settled before: the schema does it),
+    and a dictionary's key 1 is the key "1".
+
     Raises:
         ValueError: ``value`` holds a NaN or an infinity.
         TypeError: ``value`` is not made of JSON types.

@@ -38,8 +38,11 @@ class Trainer:
 
 def scaled(recipe: Recipe, factor: float) -> Recipe:
     """Return the recipe with its length, warm-up included, times ``factor`` (one epoch at least)."""
-    epochs = max(1, round(recipe.epochs * factor)) if recipe.epochs else 0
-    return replace(recipe, epochs=epochs, warmup_epochs=recipe.warmup_epochs * factor)
+    if not recipe.epochs:
+        return recipe
+    epochs = max(1, round(recipe.epochs * factor))
+    # by the ratio after rounding: the warm-up stays the same share, and so below the whole
+    return replace(recipe, epochs=epochs, warmup_epochs=recipe.warmup_epochs * (epochs / recipe.epochs))
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:

@@ -23,6 +23,9 @@ SCHEMA = 1
 # Where and how a run is done, not what it measures
 PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root",
           "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
+# Settings that came after the first records were written, and what their absence means
+LATER = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,
+         "criterion.across": "minmax", "criterion.widths": None}  # fmt: skip
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate")
 
 
@@ -109,6 +112,11 @@ def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, config
 
 
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every setting of a recorded configuration, flat, also those that came after it."""
+    return {**LATER, **dict(flat(config))}
+
+
 def frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row per run: its identity, settings, drops and accuracies (flat columns)."""
     return pd.DataFrame([_row(each) for each in records])
@@ -126,6 +134,7 @@ def _row(record: Record) -> dict[str, Any]:
         "fingerprint": record.data["fingerprint"],
         "penalty": config["regularizer"]["penalty"],
         "criterion": config["criterion"]["name"],
+        **{key: settings(config)[key] for key in ("structure", "retrain")},
         **{knob: config[knob] for knob in ("p", "M", "rho", "lamb", "ratio", "target_flops")},
         "flops_drop": record.cost["flops_drop"],
         "params_drop": record.cost["params_drop"],

@@ -43,7 +43,7 @@ def make_record(
             **{split: len(getattr(data, split)) for split in ("train", "val", "test")},
         },
         cost={"rule": RULE, **{key: pruned[key] for key in ("dense", "pruned", "flops_drop", "params_drop")}},
-        accuracy={stage: info["accuracy"] for stage, info in infos.items()},
+        accuracy={stage: info["accuracy"] for stage, info in infos.items() if "accuracy" in info},
         channels=pruned["channels"],
         convergence=infos.get("sparsify", {}).get("convergence", []),
         curves={stage: _columns(info["curve"]) for stage, info in infos.items() if "curve" in info},

@@ -15,15 +15,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from lpslim import lookup, records, report, store
 from lpslim.config import Config
 from lpslim.images import ImageData
-from lpslim.stages import Pipeline, Step, check_target, plan
+from lpslim.outlook import Stage, lines, outlook, total
+from lpslim.plan import Step, plan
+from lpslim.stages import Pipeline, check_target
 from lpslim.training import make_accelerator
 
 log = logging.getLogger(__name__)
 SHORT = 8  # characters of a key in a folder's name
 
 
-def execute(config: Config, differs: dict[str, list[Any]]) -> Path | None:
-    """Do what ``config`` (already checked) asks; return the record's path, None for a dry run.
+def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]:
+    """Do what ``config`` (already checked) asks; return the record's path, or a dry run's outlook.
 
     Finished stages are found again by their keys. A run whose record exists is not repeated.
     ``differs`` is what sets it apart from the experiment file that it names, for the record.
@@ -35,14 +37,16 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | None:
     steps = plan(config, data)
     key = steps["finetune"].key
     recorded = records.path_of(Path(config.results_dir), config.name, key)
-    if config.dry_run:
-        print(describe(config, steps, recorded))
-        return None
-    if recorded.exists():
+    if recorded.exists() and not config.dry_run:
         print(report.summary(records.read(recorded), config.selection))
         print(f"record: {recorded} (measured before; results_dir=<folder> measures it anew)")
         return recorded
     check_target(config, data)
+    foreseen = outlook(config, data, steps)
+    state = "recorded" if recorded.exists() else "no record yet"
+    print(f"{config.name}, seed {config.seed}: {state}", *lines(foreseen), f"  {total(foreseen)}", sep="\n")
+    if config.dry_run:
+        return foreseen
     folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
     folder.mkdir(parents=True, exist_ok=True)
     store.write_json(folder / "config.json", asdict(config))
@@ -55,16 +59,6 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | None:
     print(report.summary(record, config.selection))
     print(f"run folder: {folder}\nrecord: {path}")
     return path
-
-
-def describe(config: Config, steps: dict[str, Step], recorded: Path) -> str:
-    """Return the plan of a run: each stage, its key, whether it is there, its epochs."""
-    lines = [f"{config.name}, seed {config.seed}: {'recorded' if recorded.exists() else 'no record yet'}"]
-    for step in steps.values():
-        epochs = step.depends_on.get("recipe", {}).get("epochs")
-        length = f"{epochs} epochs" if epochs else ""
-        lines.append(f"  {step.name:<9} {step.key}  {'found' if step.done else 'to do':<6} {length}".rstrip())
-    return "\n".join(lines)
 
 
 def _record(

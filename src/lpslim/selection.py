@@ -15,6 +15,26 @@ from lpslim.errors import UserError
 from lpslim.units import Units
 
 TOLERANCE = 0.003  # of the dense cost: 0.3 points
+
+
+def minmax(values: Tensor) -> Tensor:
+    """Return values (n,) mapped to [0, 1] by their own minimum and maximum; equal ones to 0."""
+    low, high = values.aminmax()
+    return torch.zeros_like(values) if low == high else (values - low) / (high - low)
+
+
+def uniform(values: Tensor) -> Tensor:
+    """Return the share of the values (n,) that lie below each: the same share of every layer then goes."""
+    return values.argsort(stable=True).argsort().double() / len(values)
+
+
+def raw(values: Tensor) -> Tensor:
+    """Return values (n,) as they are: one threshold for all layers."""
+    return values
+
+
+# How scores of different layers are put on one scale
+ACROSS: dict[str, Callable[[Tensor], Tensor]] = {"minmax": minmax, "uniform": uniform, "raw": raw}
 Kept = dict[str, list[int]]
 Drop = Callable[[Sequence[int]], float]
 
@@ -58,6 +78,15 @@ class Ranking:
             each.layer: [i for i in range(each.size) if i not in lost]
             for each, lost in zip(units, gone, strict=True)
         }
+
+
+def strongest(units: Sequence[Units], scores: Sequence[Tensor], widths: Sequence[int]) -> Kept:
+    """Keep in each layer the ``widths[i]`` units of the highest scores (ties: the first)."""
+    orders = (s.argsort(descending=True, stable=True) for s in scores)
+    return {
+        each.layer: order[:width].sort().values.tolist()
+        for each, order, width in zip(units, orders, widths, strict=True)
+    }
 
 
 def by_ratio(units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], ratio: float) -> Kept:

@@ -1,118 +1,69 @@
-"""The pipeline: baseline, sparsify, prune, finetune. Each stage is found, or made once.
-
-A stage's key covers the settings it depends on, its parent's key and the version of its
-code below. Raise a version when a change alters that stage's results.
-"""
+"""The pipeline: baseline, sparsify, score, prune, finetune. Each stage is found, or made once."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lpslim import architecture, lookup, selection, store, surgery
+from lpslim import architecture, lookup, masking, selection, store, surgery
 from lpslim.architecture import Architecture
 from lpslim.config import Config
-from lpslim.cost import CostModel, layer_costs
+from lpslim.cost import Cost, CostModel, layer_costs
 from lpslim.errors import UserError
-from lpslim.evaluation import evaluate, summarise
+from lpslim.evaluation import PROTOCOLS, evaluate, summarise
 from lpslim.images import ImageData
-from lpslim.keys import derive_seed, stage_key
+from lpslim.keys import derive_seed
+from lpslim.plan import Info, Step, last_recipe, penalty
 from lpslim.recipe import Recipe, scaled
+from lpslim.slimming import ScaleSparsifier
 from lpslim.sparsify import Sparsifier
 from lpslim.training import Hooks, fit, make_accelerator
-from lpslim.units import Units
+from lpslim.units import Units, pooled, regularised_weights
 
 log = logging.getLogger(__name__)
 
-VERSIONS = {"baseline": 1, "sparsify": 1, "prune": 1, "finetune": 1}
-Info = dict[str, Any]
+SAMPLE_BATCHES, SAMPLE_SIZE = 5, 128  # images that HRank and CHIP look at, as in the authors' code
 
 
 @dataclass(frozen=True)
-class Step:
-    """A stage as planned: what it depends on, the key that follows, and its folder."""
+class Survey:
+    """The dense network's prunable units, what fewer of them cost, and how few may be left."""
 
-    name: str
-    key: str
-    depends_on: dict[str, Any]
-    folder: Path
+    units: list[Units]
+    cost: CostModel
+    least: list[int]
 
-    @property
-    def done(self) -> bool:
-        """Whether the stage has been computed."""
-        return self.folder.exists()
+    def kept(self, config: Config, scores: list[Tensor]) -> selection.Kept:
+        """Return the units that stay under the configured budget.
 
-    def info(self) -> Info:
-        """Return what the finished stage says of itself."""
-        content: Info = store.read_json(self.folder / "stage.json")
-        return content
-
-
-def plan(config: Config, data: ImageData) -> dict[str, Step]:
-    """Return the stages of a run in order, without doing anything."""
-    steps: dict[str, Step] = {}
-    parent = None
-    for name, depends_on in _settings(config, data).items():
-        parent = stage_key(name, VERSIONS[name], depends_on, parent)
-        steps[name] = Step(name, parent, depends_on, Path(config.work_dir) / "stages" / name / parent)
-    return steps
+        Raises:
+            UserError: the target cannot be met.
+        """
+        if config.target_flops is not None:
+            drop, target = self.cost.flops_drop, config.target_flops
+        elif config.target_params is not None:
+            drop, target = self.cost.params_drop, config.target_params
+        else:
+            return selection.by_ratio(self.units, scores, self.least, config.ratio)
+        return selection.by_target(self.units, scores, self.least, target, drop)
 
 
-def _settings(config: Config, data: ImageData) -> dict[str, dict[str, Any]]:
-    """Return per stage what its result depends on: what is computed, not where or how fast."""
-    common = {
-        "trainer": {key: getattr(config.trainer, key) for key in ("precision", "channels_last", "compile")},
-        "seed": config.seed,
-    }
-    factor = config.epoch_scale
-    augmentation = {key: getattr(config.dataset, key) for key in ("val_fraction", "crop_padding", "flip")}
-    settings: dict[str, dict[str, Any]] = {
-        "baseline": {
-            "model": {"family": config.model.family, "name": config.model.name},
-            "data": {"fingerprint": data.fingerprint, **augmentation},
-            "recipe": asdict(scaled(config.baseline, factor)),
-            **common,
-        }
-    }
-    if config.regularizer.penalty != "none":
-        settings["sparsify"] = {
-            "penalty": {"name": config.regularizer.penalty, **asdict(_penalty(config))},
-            **{key: getattr(config, key) for key in ("lamb", "rho")},
-            **{key: getattr(config.regularizer, key) for key in ("form", "updates_per_epoch")},
-            "recipe": asdict(scaled(config.regularizer.train, factor)),
-            **common,
-        }
-    targets = {key: getattr(config, key) for key in ("target_flops", "target_params")}
-    budget = {key: value for key, value in targets.items() if value is not None}
-    settings["prune"] = {
-        "criterion": asdict(config.criterion),
-        "budget": budget or {"ratio": config.ratio},
-        "floors": {"adjust": config.adjust, "floor": config.model.floor},
-    }
-    settings["finetune"] = {"recipe": asdict(scaled(config.finetune, factor)), **common}
-    return settings
-
-
-def _penalty(config: Config) -> Any:
-    family = lookup.find("penalties", config.regularizer.penalty)
-    return family.build(config.p, config.M, config.ratio)
-
-
-def survey(config: Config, model: nn.Module, data: ImageData) -> tuple[list[Units], CostModel, list[int]]:
-    """Return the dense network's prunable units, what fewer of them cost, and their floors."""
+def survey(config: Config, model: nn.Module, data: ImageData) -> Survey:
+    """Look at the dense network."""
     example = torch.zeros(1, *data.shape)
-    family = lookup.find("models", config.model.family)
-    units = surgery.find_units(model, example, family.prunable(model))
+    units = surgery.find_units(model, example, lookup.find("models", config.model.family).prunable(model))
     cost = CostModel(layer_costs(model, example), units, sum(p.numel() for p in model.parameters()))
-    return units, cost, selection.floors(units, adjust=config.adjust, floor=config.model.floor)
+    return Survey(units, cost, selection.floors(units, adjust=config.adjust, floor=config.model.floor))
 
 
 def check_target(config: Config, data: ImageData) -> None:
@@ -122,16 +73,18 @@ def check_target(config: Config, data: ImageData) -> None:
         UserError: with what does not fit, or the range that can be reached.
     """
     try:
-        _, cost, least = survey(config, _described(config, data).build(), data)
+        found = survey(config, _described(config, data).build(), data)
     except RuntimeError as problem:  # too small for its poolings, say
         raise UserError(
             f"model={config.model.name}: does not take images {data.shape}: {problem}"
         ) from problem
-    for key, drop in (("target_flops", cost.flops_drop), ("target_params", cost.params_drop)):
+    if config.structure == "weights":
+        return
+    for key, drop in (("target_flops", found.cost.flops_drop), ("target_params", found.cost.params_drop)):
         target = getattr(config, key)
-        if target is not None and target > drop(least) + selection.TOLERANCE:
+        if target is not None and target > drop(found.least) + selection.TOLERANCE:
             raise UserError(
-                f"{key}={target}: must be at most {drop(least):.4f}: with these floors "
+                f"{key}={target}: must be at most {drop(found.least):.4f}: with these floors "
                 f"(adjust={config.adjust}, model.floor={config.model.floor}, one channel a layer) "
                 "no more can be removed"
             )
@@ -153,16 +106,16 @@ class Pipeline:
 
     def run(self) -> dict[str, Info]:
         """Find or make every stage, in order; return what each says of itself."""
-        makers = {"baseline": self._baseline, "sparsify": self._sparsify,
-                  "prune": self._prune, "finetune": self._finetune}  # fmt: skip
-        parent: Step | None = None
-        infos = {}
-        for name, step in self.steps.items():
-            infos[name] = self._obtain(step, parent, makers[name])
-            parent = step
-        return infos
+        makers = {"baseline": self._baseline, "sparsify": self._sparsify, "widths": self._score,
+                  "score": self._score, "prune": self._prune, "finetune": self._finetune}  # fmt: skip
+        return {name: self._obtain(step, makers[name]) for name, step in self.steps.items()}
 
-    def _obtain(self, step: Step, parent: Step | None, make: Callable[[Path, Path], Info]) -> Info:
+    @property
+    def _trunk(self) -> Path:
+        """The folder of the network that is scored and pruned."""
+        return self.steps["sparsify" if "sparsify" in self.steps else "baseline"].folder
+
+    def _obtain(self, step: Step, make: Callable[[Step, Path], Info]) -> Info:
         with store.locked(step.folder.with_suffix(".lock")):
             if step.done:
                 log.info("%s %s: found, not computed again", step.name, step.key)
@@ -171,83 +124,146 @@ class Pipeline:
             else:
                 with store.new_folder(step.folder) as scratch:
                     began = time.perf_counter()
-                    info = make(scratch, parent.folder if parent else scratch)
+                    info = make(step, scratch)
                     info["seconds"] = time.perf_counter() - began
                     store.write_json(scratch / "stage.json", {**info, "depends_on": step.depends_on})
         return step.info()
 
     def _fit(self, model: nn.Module, stage: str, recipe: Recipe, hooks: Hooks | None = None) -> Info:
         curve = fit(
-            model, self.data, scaled(recipe, self.config.epoch_scale), self.config.trainer,
+            model, self.data, recipe, self.config.trainer,
             seed=self.config.seed, stage=stage, hooks=hooks,
             after_epoch=lambda row: self._chart(stage, row),
         )  # fmt: skip
-        return {"curve": curve, "accuracy": summarise(curve)}
+        return {"curve": curve, "accuracy": summarise(curve) if curve else self._measured(model)}
+
+    def _measured(self, model: nn.Module) -> dict[str, float]:
+        """Return the accuracy of a network that is not trained: the same under every protocol."""
+        device = make_accelerator(self.config.trainer).device
+        accuracy = evaluate(model.to(device), self.data.test.to(device))["accuracy"]
+        model.to("cpu")
+        return dict.fromkeys(PROTOCOLS, accuracy)
 
     def _chart(self, stage: str, row: dict[str, float]) -> None:
         for name, value in row.items():
             if name not in ("epoch", "seconds"):
                 self.writer.add_scalar(f"{stage}/{name}", value, int(row["epoch"]))
 
-    def _baseline(self, folder: Path, _: Path) -> Info:
-        """Train the dense network from scratch."""
+    def _baseline(self, _: Step, folder: Path) -> Info:
+        """Train the dense network, from scratch or from given weights."""
         torch.manual_seed(derive_seed(self.config.seed, "initial weights"))
         described = _described(self.config, self.data)
         model = described.build()
-        info = self._fit(model, "baseline", self.config.baseline)
+        info = self._fit(model, "baseline", scaled(self.config.baseline, self.config.epoch_scale))
         architecture.save(folder, model, described)
         return info
 
-    def _sparsify(self, folder: Path, parent: Path) -> Info:
-        """Pull the weights towards a sparse Z by ADMM; keep the network with W, and with Z."""
+    def _sparsify(self, _: Step, folder: Path) -> Info:
+        """Train under the penalty; keep the network with W and, of the ADMM, with Z."""
         config, chosen = self.config, self.config.regularizer
+        parent = self.steps["baseline"].folder
         model, described = architecture.load(parent), architecture.describe(parent)
+        recipe = scaled(chosen.train, config.epoch_scale)
+        if chosen.penalty == "bn_scale":
+            info = self._fit(model, "sparsify", recipe, ScaleSparsifier(model, lamb=config.lamb))
+            architecture.save(folder, model, described)
+            return info
         sparsifier = Sparsifier(
-            model, _penalty(config), lamb=config.lamb, rho=config.rho,
+            model, penalty(config), lamb=config.lamb, rho=config.rho,
             form=chosen.form, updates_per_epoch=chosen.updates_per_epoch,
         )  # fmt: skip
-        info = self._fit(model, "sparsify", chosen.train, sparsifier)
+        info = self._fit(model, "sparsify", recipe, sparsifier)
         architecture.save(folder, model, described)
         (folder / "Z").mkdir()
         model.load_state_dict({**model.state_dict(), **sparsifier.sparse()})
         architecture.save(folder / "Z", model, described)
         return {**info, "convergence": sparsifier.convergence}
 
-    def _prune(self, folder: Path, parent: Path) -> Info:
-        """Score, select and remove; the weights are W's, the scores those of W or of Z."""
+    def _scored(self) -> nn.Module:
+        """Return the network whose weights are scored: with Z where there is one and it is asked for."""
+        on_z = self.config.criterion.weights == "Z" and (self._trunk / "Z").is_dir()
+        return architecture.load(self._trunk / "Z" if on_z else self._trunk)
+
+    def _score(self, step: Step, folder: Path) -> Info:
+        """Score every channel by one criterion."""
+        device = make_accelerator(self.config.trainer).device
+        model = self._scored()
+        units = survey(self.config, model, self.data).units
+        torch.manual_seed(derive_seed(self.config.seed, "score"))
+        seed = derive_seed(self.config.seed, "score", "batches")
+        batches = self.data.train.to(device).train_batches(SAMPLE_SIZE, seed)
+        images = (images for images, _ in islice(batches, SAMPLE_BATCHES))
+        score = lookup.find("criteria", step.depends_on["criterion"]).score
+        found = pooled(units, score(model.to(device), units, images))
+        tensors = {each.layer: s.cpu().contiguous() for each, s in zip(units, found, strict=True)}
+        save_file(tensors, folder / "scores.safetensors")
+        return {}
+
+    def _scores(self, name: str, units: list[Units], across: str) -> list[Tensor]:
+        stored = load_file(self.steps[name].folder / "scores.safetensors")
+        return [selection.ACROSS[across](stored[each.layer]) for each in units]
+
+    def _prune(self, _: Step, folder: Path) -> Info:
+        """Select by the scores and remove; what is left keeps the weights W."""
         config = self.config
-        described = architecture.describe(parent)
-        model = architecture.load(parent)
-        scored = architecture.load(parent / "Z") if _scores_on_z(config, parent) else model
-        units, cost, least = survey(config, model, self.data)
-        scores = lookup.find("criteria", config.criterion.name).score(scored, units)
-        if config.target_flops is not None:
-            kept = selection.by_target(units, scores, least, config.target_flops, cost.flops_drop)
-        elif config.target_params is not None:
-            kept = selection.by_target(units, scores, least, config.target_params, cost.params_drop)
+        model, described = architecture.load(self._trunk), architecture.describe(self._trunk)
+        if config.structure == "weights":
+            return self._mask(folder, model, described)
+        found = survey(config, model, self.data)
+        if config.criterion.widths:
+            widest = found.kept(config, self._scores("widths", found.units, "minmax"))
+            scores = self._scores("score", found.units, "raw")
+            kept = selection.strongest(found.units, scores, [len(widest[each.layer]) for each in found.units])
         else:
-            kept = selection.by_ratio(units, scores, least, config.ratio)
+            kept = found.kept(config, self._scores("score", found.units, config.criterion.across))
         surgery.prune(model, torch.zeros(1, *self.data.shape), kept)
-        described = Architecture(**{**vars(described), "kept": kept})
+        architecture.save(folder, model, replace(described, kept=kept))
+        widths = [len(kept[each.layer]) for each in found.units]
+        channels = {each.layer: [n * each.groups, each.size * each.groups]
+                    for each, n in zip(found.units, widths, strict=True)}  # fmt: skip
+        return self._pruned(model, channels, found.cost.dense, found.cost(widths))
+
+    def _mask(self, folder: Path, model: nn.Module, described: Architecture) -> Info:
+        """Set the weights that are smallest in Z (or W) to zero, up to the budget."""
+        config = self.config
+        example = torch.zeros(1, *self.data.shape)
+        layers = layer_costs(model, example)
+        dense = masking.remaining(model, layers)
+        scored = regularised_weights(self._scored())
+        price, budget = dict.fromkeys(scored, 1.0), config.ratio * sum(w.numel() for w in scored.values())
+        if config.target_flops is not None:
+            price, budget = masking.positions(layers, list(scored)), config.target_flops * dense.macs
+        elif config.target_params is not None:
+            budget = config.target_params * dense.params
+        masking.apply(model, masking.smallest(scored, regularised_weights(model), price, budget))
         architecture.save(folder, model, described)
-        widths = [len(kept[each.layer]) for each in units]
-        device = make_accelerator(config.trainer).device
+        return self._pruned(model, {}, dense, masking.remaining(model, layers))
+
+    def _pruned(self, model: nn.Module, channels: dict[str, Any], dense: Cost, left: Cost) -> Info:
         return {
-            "channels": {each.layer: [n, each.size] for each, n in zip(units, widths, strict=True)},
-            "dense": asdict(cost.dense),
-            "pruned": asdict(cost(widths)),
-            "flops_drop": 100 * cost.flops_drop(widths),
-            "params_drop": 100 * cost.params_drop(widths),
-            "accuracy": {"last": evaluate(model.to(device), self.data.test.to(device))["accuracy"]},
+            "channels": channels,
+            "dense": asdict(dense),
+            "pruned": asdict(left),
+            "flops_drop": 100 * (1 - left.macs / dense.macs),
+            "params_drop": 100 * (1 - left.params / dense.params),
+            "accuracy": {"last": self._measured(model)["last"]},
         }
 
-    def _finetune(self, folder: Path, parent: Path) -> Info:
-        """Train the smaller network."""
-        model, described = architecture.load(parent), architecture.describe(parent)
-        info = self._fit(model, "finetune", self.config.finetune)
+    def _finetune(self, _: Step, folder: Path) -> Info:
+        """Train the smaller network: from its weights, or as a control from scratch."""
+        config, parent = self.config, self.steps["prune"].folder
+        described = architecture.describe(parent)
+        recipe = scaled(last_recipe(config), config.epoch_scale)
+        if config.retrain == "finetune":
+            model = architecture.load(parent)
+        else:
+            torch.manual_seed(derive_seed(config.seed, "weights from scratch"))
+            model = described.build()
+        if config.retrain == "scratch_b":
+            info = self.steps["prune"].info()
+            lengthened = round(recipe.epochs * info["dense"]["macs"] / info["pruned"]["macs"])
+            recipe = replace(recipe, epochs=lengthened)
+        hooks = masking.MaskKeeper(model) if config.structure == "weights" else None
+        info = self._fit(model, "finetune", recipe, hooks)
         architecture.save(folder, model, described)
         return info
-
-
-def _scores_on_z(config: Config, parent: Path) -> bool:
-    return config.criterion.weights == "Z" and (parent / "Z").is_dir()

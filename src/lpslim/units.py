@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ class Prunable:
 class Units:
     """The units of one layer: removing one shrinks the outputs and inputs listed here.
 
-    ``producers`` lose an output channel with each unit (the layer itself, its
+    A unit is one channel, or one of each of ``groups`` groups where a grouped convolution is
+    touched. ``producers`` lose an output channel with each unit (the layer itself, its
     batch-norm, ...), ``consumers`` lose input channels.
     """
 
@@ -34,6 +36,7 @@ class Units:
     sensitive: bool
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    groups: int = 1
 
     def __str__(self) -> str:
         mark = ", sensitive" if self.sensitive else ""
@@ -62,3 +65,21 @@ def weight_of(model: nn.Module, layer: str) -> Tensor:
     if found is None or not isinstance(weight := getattr(found, "weight", None), Tensor):
         raise UserError(f"layer {layer!r}: the network has none of this name with a weight")
     return weight.detach()
+
+
+def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:
+    """Return scores per unit (size,) from scores per channel (size * groups,): the sum over its groups."""
+    return [s.view(each.groups, each.size).sum(dim=0) for each, s in zip(units, scores, strict=True)]
+
+
+def norm_of(model: nn.Module, units: Units) -> nn.BatchNorm2d:
+    """Return the first batch-norm that the layer's channels pass through.
+
+    Raises:
+        UserError: there is none with a scale of its own.
+    """
+    found = (model.get_submodule(name) for name in units.producers)
+    norm = next((module for module in found if isinstance(module, nn.BatchNorm2d)), None)
+    if norm is None or not norm.affine:
+        raise UserError(f"layer {units.layer!r}: no batch-norm with a scale follows it")
+    return norm

@@ -11,6 +11,7 @@ from lpslim.cli import checked, explain
 from lpslim.errors import UserError
 from tests.composing import ROOT, composed
 
+CRITERIA = "bn_scale, chip, fpgm, hrank, magnitude, random"
 BAD = {
     "p=0.5": "p=0.5: must be 1 or more (the penalty is |z|^(1/p)), or 0 for L0",
     "p=-1": "p=-1.0: must be 1 or more (the penalty is |z|^(1/p)), or 0 for L0",
@@ -42,11 +43,19 @@ BAD = {
     "dataset.val_fraction=0": "dataset.val_fraction=0.0: must be above 0 and below 1",
     "dataset.crop_padding=-1": "dataset.crop_padding=-1: must be 0 or more pixels",
     "dataset.image_size=9": "dataset.image_size=9: must be a multiple of 8 for the digits",
-    "regularizer.penalty=scad": "regularizer.penalty=scad: must be one of lp, none",
+    "regularizer.penalty=scad": "regularizer.penalty=scad: must be one of lp, bn_scale, none",
     "regularizer.form=cubed": "regularizer.form=cubed: must be one of squared, norm",
     "regularizer.updates_per_epoch=0": "regularizer.updates_per_epoch=0: must be 1 or more",
     "regularizer.train.lr=0": "regularizer.train.lr=0.0: must be a positive number",
-    "criterion.name=luck": "criterion.name=luck: must be one of magnitude",
+    "criterion.name=luck": f"criterion.name=luck: must be one of {CRITERIA}",
+    "criterion.widths=luck": f"criterion.widths=luck: must be one of {CRITERIA}",
+    "criterion.across=layers": "criterion.across=layers: must be one of minmax, uniform, raw",
+    "criterion=apib": f"criterion=apib: no such choice; one of {CRITERIA}",
+    "method=dropout": "method=dropout: no such choice; one of chip, fpgm, hrank, l0, l1, l1_norm, lp, "
+    "lp_no_cap, no_admm, random, scratch_b, scratch_e, slimming, uniform, weights",
+    "structure=blocks": "structure=blocks: must be one of channels, weights",
+    "retrain=scratch": "retrain=scratch: must be one of finetune, scratch_e, scratch_b",
+    "round_to=0": "round_to=0: must be 1 or more channels",
     "criterion.weights=U": "criterion.weights=U: must be one of Z, W",
     "regularizer.train.epochs=0": "regularizer.train.epochs=0: must be 1 or more",
     "baseline.schedule=linear": "baseline.schedule=linear: must be one of cosine, step, constant",
@@ -68,6 +77,30 @@ def test_bad_input_is_refused_with_its_exact_message(override):
     with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as refused:
         checked(composed(override))
     assert explain(refused.value, [override]) == BAD[override]
+
+
+def test_single_weights_go_with_magnitude_alone():
+    with pytest.raises(UserError) as refused:
+        checked(composed("method=chip", "structure=weights", "round_to=8", "retrain=scratch_e"))
+    assert str(refused.value).splitlines() == [
+        "criterion.name=chip: must be magnitude with structure=weights",
+        "round_to=8: must be 1 with structure=weights",
+        "retrain=scratch_e: must be finetune with structure=weights",
+    ]
+
+
+def test_epochs_may_be_none_where_the_weights_are_given():
+    assert checked(composed("model.weights=file.pt", "baseline.epochs=0")).baseline.epochs == 0
+    with pytest.raises(UserError, match=r"baseline\.epochs=0: must be 1 or more"):
+        checked(composed("baseline.epochs=0"))
+
+
+def test_a_sweep_that_matches_nothing_is_a_mistake():
+    done = subprocess.run(
+        [sys.executable, "run.py", "-m", "experiment=glob(vgg16/*)"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: the sweep has no job: a pattern such as glob(...) matches nothing\n"
 
 
 def test_all_faults_are_told_at_once():

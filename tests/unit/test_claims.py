@@ -9,12 +9,13 @@ import pytest
 import synthetic
 from omegaconf import OmegaConf
 
+from lpslim import records
 from lpslim.errors import UserError
 from lpslim.statistics import Summary, summary
 from reproduce import published
 from reproduce.claims import BAND, EXPERIMENTS, claim, departures
 from reproduce.groups import dense_networks, grouped, settings, sparsified
-from reproduce.labels import labels
+from reproduce.labels import FAMILIES, family, labels
 from reproduce.published import Row
 
 VISION = ("vgg16_cifar10", "resnet_cifar10", "resnet50_imagenet")
@@ -27,9 +28,9 @@ def row_of(experiment: str) -> Row:
     return next(row for row in rows if row.experiment == experiment)
 
 
-def claim_of(experiment: str, records, column="top1", selection="last"):
+def claim_of(experiment: str, found, column="top1", selection="last"):
     row = row_of(experiment)
-    return claim(row, column, published.read(row.table), records, selection)
+    return claim(row, column, published.read(row.table), found, selection)
 
 
 def ours() -> list[Row]:
@@ -259,6 +260,7 @@ def test_networks_before_pruning_count_once():
     assert sparsified([synthetic.record(**{"regularizer.penalty": "none"})]) == []
 
 
+BARE = {"regularizer.penalty": "none"}
 LABELS = [
     ({}, "Lp p=5, M=1"),
     ({"M": None}, "Lp p=5, no cap"),
@@ -267,8 +269,47 @@ LABELS = [
     ({"p": 1.0, "M": 0.5}, "L1, M=0.5"),
     ({"p": 0.0}, "L0"),
     ({"regularizer.penalty": "none"}, "no ADMM (magnitude)"),
-    ({"criterion.name": "random"}, "Lp p=5, M=1, random"),
+    ({"criterion.name": "random"}, "Lp p=5, M=1, random channels"),
+    ({"structure": "weights"}, "Lp p=5, M=1, single weights"),
+    ({**BARE, "retrain": "scratch_e"}, "no ADMM (magnitude), from scratch (E)"),
+    ({**BARE, "criterion.across": "uniform"}, "filter L1 norm, the same share of every layer"),
+    (
+        {**BARE, "criterion.name": "chip", "criterion.across": "uniform"},
+        "CHIP, the same share of every layer",
+    ),
+    (
+        {**BARE, "criterion.name": "random", "criterion.widths": "magnitude"},
+        "random channels, widths by magnitude",
+    ),
+    (
+        {"regularizer.penalty": "bn_scale", "criterion.name": "bn_scale", "criterion.across": "raw"},
+        "network slimming",
+    ),
 ]
+KINDS = {
+    "ADMM": [{}, {"M": None}, {"p": 0.0}],
+    "rival": [
+        {**BARE, "criterion.name": "hrank"},
+        {**BARE, "criterion.across": "uniform"},
+        {"regularizer.penalty": "bn_scale", "criterion.name": "bn_scale"},
+    ],
+    "control": [BARE, {**BARE, "criterion.name": "random"}, {**BARE, "retrain": "scratch_b"}],
+    "unstructured": [{"structure": "weights"}],
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_table_sets_rivals_and_controls_apart(kind):
+    assert {family(synthetic.record(**changes).config) for changes in KINDS[kind]} == {kind}
+
+
+def test_settings_that_came_later_do_not_part_old_records_from_new():
+    new, old = synthetic.record(seed=0), synthetic.record(seed=1)
+    for key in records.LATER:
+        part, _, name = key.rpartition(".")
+        del (old.config[part] if part else old.config)[name]
+    (group,) = grouped([new, old])
+    assert len(group.records) == 2
 
 
 @pytest.mark.parametrize(("changes", "expected"), LABELS)

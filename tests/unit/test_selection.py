@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -12,10 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lpslim import selection
 from lpslim.criteria import magnitude
 from lpslim.errors import UserError
-from lpslim.selection import TOLERANCE, Ranking, by_ratio, by_target, floors
-from lpslim.units import Units
+from lpslim.selection import TOLERANCE, Ranking, by_ratio, by_target, floors, strongest
+from lpslim.units import Units, pooled
 
 LEVELS = 5  # few distinct scores, so that ties are everywhere
 
@@ -297,32 +297,19 @@ def test_no_filling_below_a_floor():
 # ---- the scores
 
 
-def test_magnitude_equals_a_slow_loop():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5, 4))
-    units = [Units("0", 5, False, (), ()), Units("2", 4, False, (), ())]
-    for values, layer in zip(magnitude.score(model, units), (model[0], model[2]), strict=True):
-        norms = [math.fsum(abs(w) for w in unit.flatten().tolist()) for unit in layer.weight]
-        expected = [(n - min(norms)) / (max(norms) - min(norms)) for n in norms]
-        assert values.dtype == torch.float64
-        torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
-        assert not values.requires_grad
-        assert (values.min(), values.max()) == (0, 1)
-
-
 def test_magnitude_counts_the_filter_only():
     model = nn.Sequential(nn.Conv2d(1, 3, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([-4.0, 1.0, 2.0]).view(3, 1, 1, 1))
         model[0].bias.copy_(torch.tensor([0.0, 100.0, 0.0]))
     (values,) = magnitude.score(model, [Units("0", 3, False, (), ())])
-    torch.testing.assert_close(values, torch.tensor([1.0, 0.0, 1 / 3], dtype=torch.float64))
+    assert values.tolist() == [4.0, 1.0, 2.0]
 
 
 @given(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20))
-def test_normalise_keeps_the_order_and_fills_the_interval(numbers):
+def test_minmax_keeps_the_order_and_fills_the_interval(numbers):
     values = torch.tensor(numbers, dtype=torch.float64)
-    mapped = magnitude.normalise(values)
+    mapped = selection.minmax(values)
     assert torch.all((mapped >= 0) & (mapped <= 1))
     assert mapped.min() == 0
     if len(set(numbers)) > 1:
@@ -334,7 +321,7 @@ def test_normalise_keeps_the_order_and_fills_the_interval(numbers):
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [2.5, 2.5], [7.0]])
 def test_where_none_stands_out_all_score_zero(values):
     # dividing by the empty range would give NaN, which sorts above every score
-    assert magnitude.normalise(torch.tensor(values)).tolist() == [0.0] * len(values)
+    assert selection.minmax(torch.tensor(values)).tolist() == [0.0] * len(values)
 
 
 @pytest.mark.parametrize("layer", ["nowhere", "1"])
@@ -342,3 +329,34 @@ def test_magnitude_of_a_layer_without_weight(layer):
     model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU())
     with pytest.raises(UserError, match=f"layer '{layer}': the network has none of this name with a weight"):
         magnitude.score(model, [Units(layer, 3, False, (), ())])
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=12), st.lists(st.integers(0, 9), min_size=1, max_size=12)
+)
+def test_uniform_takes_the_same_share_of_every_layer(one, other):
+    scores = [torch.tensor(values, dtype=torch.float64) for values in (one, other)]
+    scaled = [selection.uniform(values) for values in scores]
+    for values, shares in zip(scores, scaled, strict=True):
+        assert shares[values.argsort(stable=True)].tolist() == [i / len(values) for i in range(len(values))]
+    ranking = Ranking(scaled, [0, 0])
+    for lowest in range(len(one) + len(other) + 1):
+        gone = [len(layer) / n for layer, n in zip(ranking.remove(lowest), ranking.sizes, strict=True)]
+        assert abs(gone[0] - gone[1]) <= max(1 / n for n in ranking.sizes) + 1e-12
+
+
+def test_raw_is_one_threshold():
+    values = torch.tensor([3.0, 1.0])
+    assert selection.ACROSS["raw"](values) is values
+
+
+def test_strongest_keeps_so_many_of_the_highest():
+    units = [Units("a", 4, False, (), ()), Units("b", 3, False, (), ())]
+    scores = [torch.tensor([0.1, 5.0, 5.0, 5.0]), torch.tensor([1.0, 0.0, 2.0])]
+    assert strongest(units, scores, [2, 3]) == {"a": [1, 2], "b": [0, 1, 2]}
+
+
+def test_units_of_a_grouped_convolution_pool_their_channels():
+    units = [Units("a", 2, False, (), (), groups=3), Units("b", 2, False, (), ())]
+    scores = [torch.tensor([1.0, 2.0, 10.0, 20.0, 100.0, 200.0]), torch.tensor([7.0, 8.0])]
+    assert [s.tolist() for s in pooled(units, scores)] == [[111.0, 222.0], [7.0, 8.0]]

@@ -69,7 +69,7 @@ def test_every_configuration_is_in_the_measured_table(results):
         "Drop from dense (points)": Summary(0.5, None, 1),
         "FLOPs drop (%)": Summary(60.6, None, 1),
         "Params drop (%)": Summary(82.0, None, 1),
-        "Epochs: dense / ADMM / fine-tune": "3 / 2 / 4",
+        "Epochs: dense / sparsify / fine-tune": "3 / 2 / 4",
         "Measured on": "scikit-learn, embedded",
     }
 

@@ -1,1 +1,8 @@
-"""Criteria: one module each, whose ``score`` gives every unit a number; the lowest go first."""
+"""Criteria: one module each, whose ``score`` gives every output channel a number; the lowest go first.
+
+    score(model, units, batches) -> list of float64 tensors (channels,), one per layer
+
+``batches`` yields training images (B, C, H, W), augmented; criteria that look at weights alone do
+not draw from it. Scores are raw: how those of different layers compare is chosen apart
+(:data:`lpslim.selection.ACROSS`).
+"""

@@ -76,7 +76,7 @@ class Lp:
 
 @dataclass(frozen=True)
 class L0:
-    """The constraint that at most a fraction ``1 - sparsity`` of all entries is not zero.
+    """The constraint that a fraction ``sparsity`` of all entries (rounded down to entries) is zero.
 
     The released code's stand-in for L0: keep the largest, over all tensors together.
     """
@@ -86,10 +86,11 @@ class L0:
     def proximal(self, x: list[Tensor], z: list[Tensor], strength: float) -> Iterator[Tensor]:
         """Yield the projection: the largest |x| stay as they are, the others become zero."""
         sizes = torch.cat([each.abs().flatten() for each in x])
-        dropped = int(self.sparsity * len(sizes))
-        threshold = sizes.kthvalue(dropped).values if dropped else sizes.new_tensor(-1.0)
-        for each in x:
-            yield torch.where(each.abs() > threshold, each, 0.0)
+        dropped = int(self.sparsity * len(sizes) + 1e-9)  # 0.29 * 100 is 29, not 28.999999999999996
+        stays = torch.zeros_like(sizes, dtype=torch.bool)
+        stays[sizes.topk(len(sizes) - dropped).indices] = True  # as many as asked for, also among equals
+        for each, mask in zip(x, torch.split(stays, [each.numel() for each in x]), strict=True):
+            yield torch.where(mask.view_as(each), each, 0.0)
 
     def capped(self, z: Tensor) -> Tensor:
         """Return zero (0-d): there are no weights to cap."""

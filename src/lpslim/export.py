@@ -1,0 +1,164 @@
+"""A network as an ONNX file, checked against PyTorch in ONNX Runtime.
+
+    python -m lpslim.export outputs/runs/<name>/<key>/pruned
+
+Writes ``pruned.onnx`` beside the folder: input "input" (batch, channels, height, width), output "logits"
+(batch, classes), any batch size. Needs ``pip install 'lpslim[onnx]'``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpslim import architecture
+from lpslim.errors import UserError
+from lpslim.modes import evaluating
+
+OPSET = 17  # left open, the file would depend on torch's version
+BATCHES = (1, 3)  # a batch size that the trace froze shows at the other one
+TOLERANCE = 1e-4  # of the largest logit: sums in another order differ by some 1e-6, a wrong graph by far more
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The largest absolute difference from PyTorch's logits, and the largest of those logits."""
+
+    difference: float
+    scale: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is at most ``TOLERANCE`` of the scale; not so if it is not a number."""
+        return self.difference <= TOLERANCE * self.scale
+
+
+def to_onnx(model: nn.Module, example: Tensor, path: str | Path) -> float:
+    """Write the network as ONNX; return the largest absolute difference of its logits from PyTorch's.
+
+    example: (batch, C, H, W), any batch, on the model's device. The model's mode is kept.
+
+    Raises:
+        UserError: the packages onnx and onnxruntime are not installed.
+    """
+    write(model, example, path)
+    return compare(model, example, path).difference
+
+
+def write(model: nn.Module, example: Tensor, path: str | Path) -> None:
+    """Write the network in evaluation mode, its batch size open; see :func:`to_onnx`."""
+    _runtime()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        scratch = Path(folder) / path.name
+        with evaluating(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's doubts: compare() settles them
+            # dynamo=True needs onnxscript as well, and 20 times as long, for a graph that ONNX
+            # Runtime brings to the same nodes
+            torch.onnx.export(
+                model,
+                (example,),
+                str(scratch),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["input"],
+                output_names=["logits"],
+                dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+            )
+        os.replace(scratch, path)
+
+
+@torch.no_grad()
+def compare(model: nn.Module, example: Tensor, path: str | Path) -> Agreement:
+    """Run the file and the network on the same seeded random images, in batches of 1 and 3.
+
+    example: (batch, C, H, W), of the images' shape, type and device. The model's mode is kept.
+
+    Raises:
+        UserError: the packages onnx and onnxruntime are not installed.
+    """
+    runtime = session(path, torch.get_num_threads())
+    generator = torch.Generator().manual_seed(0)
+    shape = example.shape[1:]
+    images = [torch.randn(batch, *shape, generator=generator, dtype=example.dtype) for batch in BATCHES]
+    with evaluating(model):
+        expected = torch.cat([model(each.to(example.device)).cpu() for each in images])
+    found = torch.cat([logits(runtime, each) for each in images])
+    return Agreement((found - expected).abs().max().item(), expected.abs().max().item())
+
+
+def session(path: str | Path, threads: int) -> Any:
+    """Return ONNX Runtime's session of a file on the CPU.
+
+    Raises:
+        UserError: the packages onnx and onnxruntime are not installed.
+    """
+    runtime = _runtime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    # its threads would spin on after a call, and slow whatever is run or timed next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def logits(session: Any, images: Tensor) -> Tensor:
+    """Return the logits (batch, classes) of images (batch, C, H, W) on the CPU."""
+    (found,) = session.run(["logits"], {"input": images.numpy()})
+    return torch.from_numpy(found)
+
+
+def _runtime() -> Any:
+    try:
+        import onnx  # noqa: F401 - torch's exporter needs it
+        import onnxruntime
+    except ImportError as problem:
+        raise UserError(f"{problem.name} is not installed: pip install 'lpslim[onnx]'") from problem
+    return onnxruntime
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; return the exit code (1: the file does not agree with PyTorch, 2: the user's mistake)."""
+    parser = argparse.ArgumentParser(
+        "python -m lpslim.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("network", type=Path, help="folder of a network: architecture.json, weights")
+    parser.add_argument("--output", type=Path, help="file to write; default <network>.onnx")
+    options = parser.parse_args(arguments)
+    folder = options.network.resolve()
+    output = options.output or folder.parent / f"{folder.name}.onnx"
+    try:
+        agreement = _export(options.network, output)
+    except (UserError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0 if agreement.holds else 1
+
+
+def _export(folder: Path, output: Path) -> Agreement:
+    example = torch.zeros(1, *architecture.describe(folder).input_shape)
+    model = architecture.load(folder)
+    write(model, example, output)
+    agreement = compare(model, example, output)
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
+    print(f"max difference from PyTorch: {agreement.difference:.2g} (largest logit {agreement.scale:.3g})")
+    if not agreement.holds:
+        print(f"error: {output} is wrong: more than {TOLERANCE:g} of the largest logit off", file=sys.stderr)
+    return agreement
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What a run will do before it does it: stages found and to do, epochs, and about how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+from lpslim import lookup
+from lpslim.config import Config
+from lpslim.images import ImageData
+from lpslim.plan import Step
+from lpslim.recipe import Trainer
+from lpslim.training import make_accelerator
+
+TIMED_IMAGES = 32
+TIMED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as it is foreseen: ``seconds`` is an estimate, 0 for what is found or trains nothing."""
+
+    name: str
+    key: str
+    done: bool
+    epochs: int
+    seconds: float
+
+
+def outlook(config: Config, data: ImageData, steps: dict[str, Step]) -> list[Stage]:
+    """Return the stages of a run with the epochs and the time that those to do will take.
+
+    The pruned network is taken to be faster by the multiply-adds that it loses, and as fast as the
+    dense one where only a ratio says how many.
+    """
+    left = 1 - (config.target_flops or 0.0) if config.structure == "channels" else 1.0
+    foreseen = []
+    for step in steps.values():
+        epochs = step.epochs
+        if step.name == "finetune" and config.retrain == "scratch_b":
+            epochs = round(epochs / left)
+        seconds = 0.0
+        if epochs and not step.done:
+            share = left if step.name == "finetune" else 1.0
+            seconds = epochs * share * _dense_epoch(config, data)
+        foreseen.append(Stage(step.name, step.key, step.done, epochs, seconds))
+    return foreseen
+
+
+def total(foreseen: Iterable[Stage]) -> str:
+    """Return a line on what is left to do, each stage counted once however many runs share it."""
+    distinct = {stage.key: stage for stage in foreseen}.values()
+    ahead = [stage for stage in distinct if not stage.done]
+    epochs, found = sum(stage.epochs for stage in ahead), len(distinct) - len(ahead)
+    time_left = f", about {duration(sum(stage.seconds for stage in ahead))}" if epochs else ""
+    return f"{found} stages found, {len(ahead)} to do: {_epochs(epochs)}{time_left}"
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
+
+
+def lines(foreseen: Sequence[Stage]) -> list[str]:
+    """Return one line per stage."""
+    rows = []
+    for stage in foreseen:
+        length = _epochs(stage.epochs) if stage.epochs else ""
+        rows.append(
+            f"  {stage.name:<9} {stage.key}  {'found' if stage.done else 'to do':<6} {length}".rstrip()
+        )
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: ``40 s``, ``12 min``, ``7.5 h``, ``3.2 days``."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}" if unit == "min" else f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _dense_epoch(config: Config, data: ImageData) -> float:
+    """Return the seconds of one epoch of the dense network, training and evaluation."""
+    trainer = config.trainer
+    image = _seconds_per_image(
+        config.model.family, config.model.name, data.num_classes, data.shape,
+        trainer.device, trainer.precision, trainer.channels_last, trainer.threads,
+    )  # fmt: skip
+    return image * (len(data.train) + (len(data.val) + len(data.test)) / 3)  # a forward is a third of a step
+
+
+@cache
+def _seconds_per_image(
+    family: str, name: str, classes: int, shape: tuple[int, int, int],
+    device: str, precision: str, channels_last: bool, threads: int | None,
+) -> float:  # fmt: skip
+    """Time a few training steps on random images; torch's random state is left as it was."""
+    with torch.random.fork_rng():
+        model = lookup.find("models", family).build(name, num_classes=classes, in_channels=shape[0])
+        trainer = Trainer(device=device, precision=precision, channels_last=channels_last, threads=threads)
+        accelerator = make_accelerator(replace(trainer, compile=False))
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        model.to(accelerator.device).to(memory_format=layout)
+        images = torch.randn(TIMED_IMAGES, *shape, device=accelerator.device).contiguous(memory_format=layout)
+        labels = torch.randint(classes, (TIMED_IMAGES,), device=accelerator.device)
+        for step in range(1 + TIMED_STEPS):
+            if step == 1:  # the first one pays for set-up
+                began = time.perf_counter()
+            with accelerator.autocast():
+                loss = F.cross_entropy(model(images), labels)
+            torch.autograd.backward(loss)
+            loss.item()  # waits for the accelerator
+    return (time.perf_counter() - began) / (TIMED_STEPS * TIMED_IMAGES)

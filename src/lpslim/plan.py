@@ -1,0 +1,156 @@
+"""The stages of a run, in order, with the keys that their results are stored under.
+
+A stage's key covers the settings it depends on, its parent's key and the version of its code
+below. Raise a version when a change alters that stage's results, and prune's with score's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lpslim import lookup, store
+from lpslim.config import Config
+from lpslim.images import ImageData
+from lpslim.keys import stage_key
+from lpslim.penalties import Penalty
+from lpslim.recipe import Recipe, scaled
+
+VERSIONS = {"baseline": 1, "sparsify": 1, "score": 1, "prune": 1, "finetune": 1}
+# Settings that came after the first results were stored: at these values they change no key
+NEUTRAL = {"across": "minmax", "widths": None, "round_to": 1, "structure": "channels", "weights_from": None}
+Info = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage as planned: what it depends on, the key that follows, and its folder."""
+
+    name: str
+    key: str
+    depends_on: dict[str, Any]
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage has been computed."""
+        return self.folder.exists()
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of training, before a scratch-B run is lengthened; 0 for a stage that trains nothing."""
+        return int(self.depends_on.get("recipe", {}).get("epochs", 0))
+
+    def info(self) -> Info:
+        """Return what the finished stage says of itself."""
+        content: Info = store.read_json(self.folder / "stage.json")
+        return content
+
+
+def plan(config: Config, data: ImageData) -> dict[str, Step]:
+    """Return the stages of a run in order, without doing anything.
+
+    ``score`` (and ``widths``, the scores that decide how many channels a layer keeps where another
+    criterion decides which) hang beside the trunk baseline - sparsify - prune - finetune.
+
+    Raises:
+        UserError: the baseline's initial weights are not there.
+    """
+    steps: dict[str, Step] = {}
+    trunk = None
+    for name, depends_on in _settings(config, data).items():
+        stage = "score" if name == "widths" else name
+        key = stage_key(stage, VERSIONS[stage], depends_on, trunk)
+        steps[name] = Step(name, key, depends_on, Path(config.work_dir) / "stages" / stage / key)
+        trunk = trunk if stage == "score" else key
+    return steps
+
+
+def _settings(config: Config, data: ImageData) -> dict[str, dict[str, Any]]:
+    """Return per stage what its result depends on: what is computed, not where or how fast."""
+    common = {
+        "trainer": {key: getattr(config.trainer, key) for key in ("precision", "channels_last", "compile")},
+        "seed": config.seed,
+    }
+    settings = {"baseline": {**_baseline(config, data), **common}}
+    if config.regularizer.penalty != "none":
+        settings["sparsify"] = {**_sparsify(config), **common}
+    if config.structure == "channels":
+        if config.criterion.widths:
+            settings["widths"] = _score(config, config.criterion.widths)
+        settings["score"] = _score(config, config.criterion.name)
+    settings["prune"] = _prune(config)
+    settings["finetune"] = {**_finetune(config), **common}
+    return settings
+
+
+def _baseline(config: Config, data: ImageData) -> dict[str, Any]:
+    model, augmentation = config.model, ("val_fraction", "crop_padding", "flip")
+    return {
+        "model": {
+            "family": model.family,
+            "name": model.name,
+        },
+        "data": {
+            "fingerprint": data.fingerprint,
+            **{key: getattr(config.dataset, key) for key in augmentation},
+        },
+        "recipe": asdict(scaled(config.baseline, config.epoch_scale)),
+    }
+
+
+def _sparsify(config: Config) -> dict[str, Any]:
+    chosen = config.regularizer
+    recipe = {"recipe": asdict(scaled(chosen.train, config.epoch_scale))}
+    if chosen.penalty == "bn_scale":
+        return {"penalty": {"name": chosen.penalty}, "lamb": config.lamb, **recipe}
+    return {
+        "penalty": {"name": chosen.penalty, **asdict(penalty(config))},  # type: ignore[call-overload]
+        **{key: getattr(config, key) for key in ("lamb", "rho")},
+        **{key: getattr(chosen, key) for key in ("form", "updates_per_epoch")},
+        **recipe,
+    }
+
+
+def _score(config: Config, name: str) -> dict[str, Any]:
+    return {"criterion": name, **({"weights": config.criterion.weights} if has_z(config) else {})}
+
+
+def _prune(config: Config) -> dict[str, Any]:
+    targets = {key: getattr(config, key) for key in ("target_flops", "target_params")}
+    budget = {key: value for key, value in targets.items() if value is not None}
+    return {
+        "criterion": departing(asdict(config.criterion)),
+        "budget": budget or {"ratio": config.ratio},
+        "floors": {"adjust": config.adjust, "floor": config.model.floor},
+        **departing({"round_to": config.round_to, "structure": config.structure}),
+    }
+
+
+def _finetune(config: Config) -> dict[str, Any]:
+    recipe = {"recipe": asdict(scaled(last_recipe(config), config.epoch_scale))}
+    return recipe if config.retrain == "finetune" else {**recipe, "retrain": config.retrain}
+
+
+def departing(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings without those at their neutral value."""
+    return {key: value for key, value in settings.items() if key not in NEUTRAL or value != NEUTRAL[key]}
+
+
+def last_recipe(config: Config) -> Recipe:
+    """Return how the pruned network is trained: the fine-tune's recipe, or from scratch the baseline's."""
+    return config.finetune if config.retrain == "finetune" else config.baseline
+
+
+def penalty(config: Config) -> Penalty:
+    """Return the ADMM's penalty."""
+    built: Penalty = lookup.find("penalties", config.regularizer.penalty).build(
+        config.p, config.M, config.ratio
+    )
+    return built
+
+
+def has_z(config: Config) -> bool:
+    """Return whether the sparsify stage leaves a sparse copy Z."""
+    return config.regularizer.penalty not in ("none", "bn_scale")

@@ -1,0 +1,67 @@
+"""What a run says before it begins."""
+
+import pytest
+import torch
+
+from lpslim import outlook
+from lpslim.cli import checked
+from lpslim.outlook import Stage, duration, lines, total
+from lpslim.plan import Step
+from tests.composing import composed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2.0 h"), (259_200, "3.0 days")],
+)
+def test_times_are_said_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_stage_that_runs_share_counts_once():
+    shared = Stage("baseline", "a", False, 200, 100.0)
+    runs = [shared, Stage("prune", "b", False, 0, 0.0), shared, Stage("prune", "c", True, 0, 0.0)]
+    assert total(runs) == "1 stages found, 2 to do: 200 epochs, about 100 s"
+    assert total([Stage("prune", "c", True, 0, 0.0)]) == "1 stages found, 0 to do: 0 epochs"
+
+
+def test_each_stage_has_a_line():
+    drawn = lines([Stage("baseline", "abc", True, 1, 0.0), Stage("score", "def", False, 0, 0.0)])
+    assert drawn == ["  baseline  abc  found  1 epoch", "  score     def  to do"]
+
+
+def steps(folder, **epochs):
+    return {
+        name: Step(name, name, {"recipe": {"epochs": n}} if n else {}, folder / name)
+        for name, n in epochs.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "finetune"),
+    [
+        (("target_flops=0.5",), (10, 5.0)),
+        (("ratio=0.5",), (10, 10.0)),
+        (("target_flops=0.5", "retrain=scratch_b"), (20, 10.0)),
+        (("target_flops=0.5", "structure=weights"), (10, 10.0)),
+    ],
+)
+def test_the_estimate_is_epochs_times_the_time_of_one(overrides, finetune, tmp_path, monkeypatch):
+    monkeypatch.setattr(outlook, "_dense_epoch", lambda config, data: 1.0)
+    (tmp_path / "sparsify").mkdir()
+    planned = steps(tmp_path, baseline=30, sparsify=3, prune=0, finetune=10)
+    found = {each.name: each for each in outlook.outlook(checked(composed(*overrides)), None, planned)}
+    assert (found["baseline"].epochs, found["baseline"].seconds) == (30, 30.0)
+    assert (found["sparsify"].done, found["sparsify"].seconds) == (True, 0.0)
+    assert (found["prune"].epochs, found["prune"].seconds) == (0, 0.0)
+    assert (found["finetune"].epochs, found["finetune"].seconds) == finetune
+
+
+def test_timing_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    outlook._seconds_per_image.cache_clear()
+    seconds = outlook._seconds_per_image("vgg", "vgg_small", 10, (1, 8, 8), "cpu", "no", True, None)
+    assert seconds > 0
+    assert torch.equal(torch.rand(1), expected)

@@ -1,0 +1,77 @@
+"""The plan of a run: which stages, which keys, and that stored results are still found."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lpslim import records
+from lpslim.cli import checked
+from lpslim.plan import plan
+from tests.composing import ROOT, composed
+
+DATA = SimpleNamespace(fingerprint="f" * 64)
+RECORDS = [r for r in records.read_all(ROOT / "results") if not r.differs]
+
+
+def keys(*overrides):
+    return {name: step.key for name, step in plan(checked(composed(*overrides)), DATA).items()}
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: f"{r.experiment}-{r.seed}")
+def test_the_plan_finds_the_stages_of_every_record_that_was_kept(record):
+    config = checked(composed(f"experiment={record.experiment}", f"seed={record.seed}"))
+    found = plan(config, SimpleNamespace(fingerprint=record.data["fingerprint"]))
+    planned = {name: step.key for name, step in found.items()}
+    assert {name: planned[name] for name in record.stages} == record.stages
+
+
+def test_targets_share_everything_up_to_the_scores():
+    one, other = keys("target_flops=0.4"), keys("target_flops=0.6")
+    shared = {name for name in one if one[name] == other[name]}
+    assert shared == {"baseline", "sparsify", "score"}
+
+
+def test_rivals_share_the_baseline_and_only_that():
+    one, other = keys("method=chip"), keys("method=hrank")
+    assert {name for name in one if one[name] == other[name]} == {"baseline"}
+
+
+def test_a_control_shares_the_scores_that_decide_its_widths():
+    control, magnitude = keys("method=random"), keys("method=no_admm")
+    assert control["widths"] == magnitude["score"]
+    assert control["score"] != magnitude["score"]
+    assert control["prune"] != magnitude["prune"]
+
+
+def test_from_scratch_differs_in_the_last_stage_alone():
+    scratch, fine = keys("method=scratch_e"), keys("method=no_admm")
+    assert {name for name in fine if fine[name] != scratch[name]} == {"finetune"}
+    assert keys("method=scratch_b")["finetune"] not in (scratch["finetune"], fine["finetune"])
+
+
+def test_single_weights_need_no_scores():
+    assert list(keys("method=weights")) == ["baseline", "sparsify", "prune", "finetune"]
+
+
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("seed=1", "baseline"),
+        ("lamb=2e-4", "sparsify"),
+        ("regularizer=bn_scale", "sparsify"),
+        ("criterion=fpgm", "score"),
+        ("criterion.across=raw", "prune"),
+        ("round_to=8", "prune"),
+        ("finetune.epochs=7", "finetune"),
+        ("retrain=scratch_b", "finetune"),
+    ],
+)
+def test_a_setting_changes_the_keys_from_its_stage_on(override, first):
+    before, after = keys(), keys(override)
+    names = list(before)
+    changed = [name for name in names if before[name] != after[name]]
+    assert changed[0] == first
+    trunk = [name for name in names if name != "score"]
+    assert [n for n in changed if n != "score"] == trunk[
+        trunk.index("prune" if first == "score" else first) :
+    ]
