@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lpslim import lookup, store
+from lpslim import checkpoints, lookup, store
 from lpslim.config import Config
 from lpslim.images import ImageData
 from lpslim.keys import stage_key
@@ -87,10 +87,12 @@ def _settings(config: Config, data: ImageData) -> dict[str, dict[str, Any]]:
 
 def _baseline(config: Config, data: ImageData) -> dict[str, Any]:
     model, augmentation = config.model, ("val_fraction", "crop_padding", "flip")
+    source = model.weights and checkpoints.identity(model.weights, model.name)
     return {
         "model": {
             "family": model.family,
             "name": model.name,
+            **departing({"weights_from": source}),
         },
         "data": {
             "fingerprint": data.fingerprint,

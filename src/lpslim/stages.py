@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lpslim import architecture, lookup, masking, selection, store, surgery
+from lpslim import architecture, checkpoints, lookup, masking, selection, store, surgery
 from lpslim.architecture import Architecture
 from lpslim.config import Config
 from lpslim.cost import Cost, CostModel, layer_costs
@@ -151,9 +151,13 @@ class Pipeline:
 
     def _baseline(self, _: Step, folder: Path) -> Info:
         """Train the dense network, from scratch or from given weights."""
+        chosen = self.config.model
         torch.manual_seed(derive_seed(self.config.seed, "initial weights"))
         described = _described(self.config, self.data)
         model = described.build()
+        if chosen.weights:
+            family = lookup.find("models", chosen.family)
+            checkpoints.initialise(model, chosen.weights, chosen.name, getattr(family, "ALIASES", {}))
         info = self._fit(model, "baseline", scaled(self.config.baseline, self.config.epoch_scale))
         architecture.save(folder, model, described)
         return info

@@ -15,6 +15,7 @@ from lpslim.units import Prunable
 
 DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 NAMES = tuple(DEPTHS)
+ALIASES = {"fc.": "linear."}  # the head's other name in public checkpoints
 
 
 class Block(nn.Module):

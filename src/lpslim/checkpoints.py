@@ -1,0 +1,144 @@
+"""Weights from outside: a state dict in a file, or torchvision's by name. Data only, never code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lpslim.errors import UserError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+SHOWN = 5  # names in a message
+State = dict[str, Tensor]
+
+
+def read(path: Path) -> State:
+    """Return the state dict in a file: safetensors, or what ``torch.save`` wrote.
+
+    A dictionary that holds it under ``state_dict`` or the like is opened, and prefixes that all
+    names share (``module.``) are taken off.
+
+    Raises:
+        UserError: there is no such file, or it holds something else than tensors by name. Objects
+            that would execute code are refused by torch's loader; nothing of theirs runs.
+    """
+    if not path.is_file():
+        raise UserError(f"model.weights={path}: no such file")
+    try:
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as problem:  # torch's readers raise whatever the bytes lead them to
+        reason = f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
+        raise UserError(
+            f"model.weights={path}: not a checkpoint of tensors alone, and nothing in it was executed "
+            f"({reason})"
+        ) from problem
+    return _stripped(_unwrapped(content, path))
+
+
+def _unwrapped(content: Any, path: Path) -> State:
+    while isinstance(content, Mapping) and (inside := next((k for k in WRAPPERS if k in content), None)):
+        content = content[inside]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"model.weights={path}: holds no tensors by name, nor under {', '.join(WRAPPERS)}")
+    strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise UserError(f"model.weights={path}: {strange[0]!r} is no tensor; expected a state dict")
+    return dict(content)
+
+
+def _stripped(state: State) -> State:
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            return _stripped({name.removeprefix(prefix): value for name, value in state.items()})
+    return state
+
+
+def renamed(state: State, own: Mapping[str, Tensor], aliases: Mapping[str, str]) -> State:
+    """Return the state dict under the network's own names.
+
+    ``aliases`` maps a prefix that others use to ours; it acts where the network lacks the name as it is.
+    """
+    result = {}
+    for name, value in state.items():
+        other = next((ours + name.removeprefix(p) for p, ours in aliases.items() if name.startswith(p)), name)
+        result[name if name in own else other] = value
+    return result
+
+
+def load_into(model: nn.Module, state: State, origin: str) -> None:
+    """Copy a state dict into ``model``; nothing is copied when it does not fit.
+
+    Raises:
+        UserError: the names that are missing or unexpected, and the shapes that differ.
+    """
+    own = model.state_dict()
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    faults = [_listed("missing", missing), _listed("unexpected", [n for n in state if n not in own])]
+    faults += [
+        f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the network"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ][:SHOWN]
+    if any(faults):
+        raise UserError(f"model.weights={origin}: does not fit: " + "; ".join(f for f in faults if f))
+    model.load_state_dict({**own, **state})
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{kind} {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
+def identity(source: str, model_name: str) -> str:
+    """Return what names these weights for good: ``sha256:<hex>`` of a file, or torchvision's entry.
+
+    Raises:
+        UserError: neither a file nor the name of weights that torchvision has for this network.
+    """
+    if Path(source).is_file():
+        with open(source, "rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    return str(_entry(source, model_name))
+
+
+def _entry(source: str, model_name: str) -> Any:
+    try:
+        entries = torchvision.models.get_model_weights(model_name).__members__
+    except ValueError:
+        entries = {}
+    if source not in entries:
+        known = f"or one of {', '.join(entries)}" if entries else "torchvision has none of this network"
+        raise UserError(f"model.weights={source}: must be a file that exists, {known}")
+    return entries[source]
+
+
+def initialise(model: nn.Module, source: str, model_name: str, aliases: Mapping[str, str]) -> None:
+    """Copy the weights that ``source`` names into ``model``; torchvision's are downloaded if need be.
+
+    Raises:
+        UserError: they are not there, cannot be downloaded, or do not fit.
+    """
+    if Path(source).is_file():
+        state = read(Path(source))
+    else:
+        entry = _entry(source, model_name)
+        try:
+            state = dict(entry.get_state_dict(progress=False, check_hash=True))
+        except OSError as problem:
+            raise UserError(
+                f"model.weights={source}: could not be downloaded ({problem}); "
+                f"fetch {entry.url} yourself and give the file"
+            ) from problem
+    load_into(model, renamed(state, model.state_dict(), aliases), source)
