@@ -48,8 +48,10 @@ def read(path: Path) -> State:
 
 
 def _unwrapped(content: Any, path: Path) -> State:
-    while isinstance(content, Mapping) and (inside := next((k for k in WRAPPERS if k in content), None)):
-        content = content[inside]
+    for _ in WRAPPERS:  # one may hold another, but a cycle must end
+        if isinstance(content, Mapping):
+            inside = (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping))
+            content = next(inside, content)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"model.weights={path}: holds no tensors by name, nor under {', '.join(WRAPPERS)}")
     strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -135,8 +137,8 @@ def initialise(model: nn.Module, source: str, model_name: str, aliases: Mapping[
     else:
         entry = _entry(source, model_name)
         try:
-            state = dict(entry.get_state_dict(progress=False, check_hash=True))
-        except OSError as problem:
+            state = dict(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        except (OSError, RuntimeError) as problem:  # RuntimeError: not the published hash
             raise UserError(
                 f"model.weights={source}: could not be downloaded ({problem}); "
                 f"fetch {entry.url} yourself and give the file"

@@ -229,7 +229,7 @@ def _recipe(recipe: Recipe, fewest: int) -> Iterator[str]:
             yield _fault(key, getattr(recipe, key), "at least 0 and below 1")
     if not 0 <= recipe.weight_decay < math.inf:
         yield _fault("weight_decay", recipe.weight_decay, "0 or more")
-    if not 0 <= recipe.warmup_epochs < max(1, recipe.epochs):
+    if recipe.epochs > 0 and not 0 <= recipe.warmup_epochs < recipe.epochs:
         yield _fault("warmup_epochs", recipe.warmup_epochs, f"0 or more, and below epochs={recipe.epochs}")
     if recipe.milestones != sorted(recipe.milestones) or not all(0 < m < 1 for m in recipe.milestones):
         yield _fault("milestones", recipe.milestones, "shares of the epochs, between 0 and 1, in order")

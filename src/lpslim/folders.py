@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,11 +20,19 @@ from tqdm import tqdm
 from lpslim.errors import UserError
 
 PARTS = ("images", "labels")
+Listing = tuple[list[str], list[tuple[Path, int]]]  # class names, sorted; (image file, class index)
 log = logging.getLogger(__name__)
 
 
-def list_images(split: Path) -> tuple[list[str], list[tuple[Path, int]]]:
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of one folder, sorted; none where there is no such folder."""
+    return sorted(p for p in folder.glob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+
+
+def list_images(split: Path, below: str = ".") -> Listing:
     """Return the class names, sorted, and every (image file, class index) of one split.
+
+    The images lie in ``<split>/<class>/<below>``.
 
     Raises:
         UserError: the folder holds no class folder, or a class without an image.
@@ -33,48 +42,49 @@ def list_images(split: Path) -> tuple[list[str], list[tuple[Path, int]]]:
         raise UserError(f"{split} holds no class folders; expected {split}/<class>/<image>")
     samples: list[tuple[Path, int]] = []
     for index, name in enumerate(classes):
-        files = sorted(p for p in (split / name).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+        files = images_in(split / name / below)
         if not files:
-            raise UserError(f"{split / name} holds no image ({', '.join(IMG_EXTENSIONS)})")
+            raise UserError(f"{split / name / below} holds no image ({', '.join(IMG_EXTENSIONS)})")
         samples.extend((file, index) for file in files)
     return classes, samples
 
 
-def listing_digest(root: Path, samples: list[tuple[Path, int]]) -> str:
+def listing_digest(root: Path, files: Iterable[Path]) -> str:
     """Return a SHA-256 over every file's relative name, size and time of change."""
     described = hashlib.sha256()
-    for file, _ in samples:
+    for file in files:
         status = os.stat(file)
         described.update(f"{file.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return described.hexdigest()
 
 
-def decode(root: Path, splits: tuple[str, ...], size: int, cache: Path) -> tuple[dict[str, Tensor], str]:
+def decode(
+    root: Path, listed: Mapping[str, Listing], size: int, cache: Path, annotations: Sequence[Path] = ()
+) -> tuple[dict[str, Tensor], str]:
     """Return ``{"<split>.images", "<split>.labels"}`` and the fingerprint of the files' bytes.
 
     Images are RGB uint8 (N, size, size, 3). The decoded tensors are kept in ``cache``
     under the digest of the listing, so that only the first run opens the image files;
-    the fingerprint covers names and contents, and is stored beside them.
+    the fingerprint covers names and contents, and is stored beside them. ``annotations`` are
+    files that say what the images show, where their folders do not: they count as well.
 
     Raises:
         UserError: an image has another size, or the splits disagree about the classes.
     """
-    listed = {split: list_images(root / split) for split in splits}
-    names = {split: classes for split, (classes, _) in listed.items()}
-    if len({tuple(classes) for classes in names.values()}) > 1:
-        raise UserError(f"{root}: the splits {', '.join(splits)} do not hold the same classes")
-    everything = [sample for _, samples in listed.values() for sample in samples]
-    stored = cache / f"{listing_digest(root, everything)[:32]}.safetensors"
+    if len({tuple(classes) for classes, _ in listed.values()}) > 1:
+        raise UserError(f"{root}: the splits {', '.join(listed)} do not hold the same classes")
+    everything = [file for _, samples in listed.values() for file, _ in samples]
+    stored = cache / f"{listing_digest(root, [*everything, *annotations])[:32]}.safetensors"
     if not stored.exists():
-        _decode_into(stored, root, listed, size)
+        _decode_into(stored, root, listed, size, annotations)
     with safe_open(stored, framework="pt") as file:
         return {
-            f"{split}.{part}": file.get_tensor(f"{split}.{part}") for split in splits for part in PARTS
+            f"{split}.{part}": file.get_tensor(f"{split}.{part}") for split in listed for part in PARTS
         }, file.metadata()["fingerprint"]
 
 
 def _decode_into(
-    stored: Path, root: Path, listed: dict[str, tuple[list[str], list[tuple[Path, int]]]], size: int
+    stored: Path, root: Path, listed: Mapping[str, Listing], size: int, annotations: Sequence[Path]
 ) -> None:
     contents = hashlib.sha256()
     tensors: dict[str, Tensor] = {}
@@ -82,15 +92,21 @@ def _decode_into(
         images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
         for row, (file, _) in enumerate(tqdm(samples, desc=f"decode {split}", disable=None)):
             data = file.read_bytes()
-            contents.update(f"{file.relative_to(root)}\0{len(data)}\0".encode() + data)
+            contents.update(_named(root, file, data))
             with Image.open(file) as image:
                 if image.size != (size, size):
                     raise UserError(f"{file} is {image.size[0]}x{image.size[1]}, not {size}x{size}")
                 images[row] = pil_to_tensor(image.convert("RGB")).permute(1, 2, 0)
         tensors[f"{split}.images"] = images
         tensors[f"{split}.labels"] = torch.tensor([label for _, label in samples])
+    for file in annotations:
+        contents.update(_named(root, file, file.read_bytes()))
     stored.parent.mkdir(parents=True, exist_ok=True)
     scratch = stored.with_suffix(f".{os.getpid()}")
     save_file(tensors, scratch, {"fingerprint": contents.hexdigest()})
     os.replace(scratch, stored)
     log.info("decoded %d images of %s into %s", sum(len(s) for _, s in listed.values()), root, stored)
+
+
+def _named(root: Path, file: Path, data: bytes) -> bytes:
+    return f"{file.relative_to(root)}\0{len(data)}\0".encode() + data

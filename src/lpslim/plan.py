@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lpslim import checkpoints, lookup, store
-from lpslim.config import Config
+from lpslim.config import Config, Model
 from lpslim.images import ImageData
 from lpslim.keys import stage_key
 from lpslim.penalties import Penalty
@@ -87,7 +87,7 @@ def _settings(config: Config, data: ImageData) -> dict[str, dict[str, Any]]:
 
 def _baseline(config: Config, data: ImageData) -> dict[str, Any]:
     model, augmentation = config.model, ("val_fraction", "crop_padding", "flip")
-    source = model.weights and checkpoints.identity(model.weights, model.name)
+    source = model.weights and checkpoints.identity(model.weights, torchvision_name(model))
     return {
         "model": {
             "family": model.family,
@@ -138,6 +138,12 @@ def _finetune(config: Config) -> dict[str, Any]:
 def departing(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings without those at their neutral value."""
     return {key: value for key, value in settings.items() if key not in NEUTRAL or value != NEUTRAL[key]}
+
+
+def torchvision_name(model: Model) -> str:
+    """Return the name under which torchvision may have weights of this network, else an empty one."""
+    family = lookup.find("models", model.family)
+    return model.name if getattr(family, "FROM_TORCHVISION", False) else ""
 
 
 def last_recipe(config: Config) -> Recipe:

@@ -21,7 +21,7 @@ from lpslim.errors import UserError
 
 SCHEMA = 1
 # Where and how a run is done, not what it measures
-PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root",
+PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
           "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
 # Settings that came after the first records were written, and what their absence means
 LATER = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,

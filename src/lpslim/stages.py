@@ -23,7 +23,7 @@ from lpslim.errors import UserError
 from lpslim.evaluation import PROTOCOLS, evaluate, summarise
 from lpslim.images import ImageData
 from lpslim.keys import derive_seed
-from lpslim.plan import Info, Step, last_recipe, penalty
+from lpslim.plan import Info, Step, last_recipe, penalty, torchvision_name
 from lpslim.recipe import Recipe, scaled
 from lpslim.slimming import ScaleSparsifier
 from lpslim.sparsify import Sparsifier
@@ -157,7 +157,8 @@ class Pipeline:
         model = described.build()
         if chosen.weights:
             family = lookup.find("models", chosen.family)
-            checkpoints.initialise(model, chosen.weights, chosen.name, getattr(family, "ALIASES", {}))
+            aliases = getattr(family, "ALIASES", {})
+            checkpoints.initialise(model, chosen.weights, torchvision_name(chosen), aliases)
         info = self._fit(model, "baseline", scaled(self.config.baseline, self.config.epoch_scale))
         architecture.save(folder, model, described)
         return info

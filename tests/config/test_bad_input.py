@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lpslim.cli import checked, explain
 from lpslim.errors import UserError
+from lpslim.plan import plan
 from tests.composing import ROOT, composed
 
 CRITERIA = "bn_scale, chip, fpgm, hrank, magnitude, random"
@@ -39,7 +40,7 @@ BAD = {
     "model.name=vgg16": "model.name=vgg16: must be one of resnet20, resnet32, resnet44, resnet56, resnet110",
     "model.input=text": "dataset=digits: gives image input, but model=resnet20 reads text",
     "model.floor=1": "model.floor=1.0: must be at least 0 and below 1",
-    "dataset.source=os": "dataset.source=os: must be one of cifar10, digits, imagefolder",
+    "dataset.source=os": "dataset.source=os: must be one of cifar, digits, imagefolder, tiny_imagenet",
     "dataset.val_fraction=0": "dataset.val_fraction=0.0: must be above 0 and below 1",
     "dataset.crop_padding=-1": "dataset.crop_padding=-1: must be 0 or more pixels",
     "dataset.image_size=9": "dataset.image_size=9: must be a multiple of 8 for the digits",
@@ -91,8 +92,15 @@ def test_single_weights_go_with_magnitude_alone():
 
 def test_epochs_may_be_none_where_the_weights_are_given():
     assert checked(composed("model.weights=file.pt", "baseline.epochs=0")).baseline.epochs == 0
-    with pytest.raises(UserError, match=r"baseline\.epochs=0: must be 1 or more"):
+    with pytest.raises(UserError, match=r"^baseline\.epochs=0: must be 1 or more$"):
         checked(composed("baseline.epochs=0"))
+
+
+def test_weights_of_another_network_of_that_name_are_refused():
+    with pytest.raises(
+        UserError, match=r"model\.weights=DEFAULT: must be a file that exists, torchvision has none"
+    ):
+        plan(checked(composed("model=vgg16", "model.weights=DEFAULT")), None)
 
 
 def test_a_sweep_that_matches_nothing_is_a_mistake():

@@ -7,9 +7,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lpslim
-from lpslim import records, stages
+from lpslim import architecture, records, stages
 from lpslim.cost import count
+from lpslim.criteria import hrank
 from lpslim.errors import UserError
+from tests.composing import ROOT
 
 
 def weights(config, record, stage="finetune"):
@@ -24,7 +26,7 @@ def test_a_run_leaves_a_record_and_a_folder_that_agree(run):
     config, path = run("target_flops=0.5")
     record = records.read(path)
     assert abs(record.cost["flops_drop"] - 50) <= 0.3
-    assert list(record.stages) == ["baseline", "sparsify", "prune", "finetune"]
+    assert list(record.stages) == ["baseline", "sparsify", "score", "prune", "finetune"]
     assert {"last", "val", "paper"} == set(record.accuracy["finetune"])
     assert record.data["train"] + record.data["val"] + record.data["test"] == 1797
     assert path.stat().st_size < 50_000
@@ -114,6 +116,82 @@ def test_every_option_runs_and_is_recorded(run, overrides):
         assert abs(record.cost["params_drop"] - 50) <= 0.3
 
 
+RIVALS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_every_method_runs_under_the_same_roof(method, run):
+    config, path = run(f"method={method}", "target_flops=0.5")
+    record = records.read(path)
+    assert abs(record.cost["flops_drop"] - 50) <= 0.3
+    model = lpslim.load(f"{config.work_dir}/stages/finetune/{record.key}")
+    assert (
+        count(model, torch.zeros(1, 1, 8, 8)).macs
+        == (record.cost["dense" if method == "weights" else "pruned"]["macs"])
+    )
+    epochs = len(record.curves["finetune"]["train_loss"])
+    assert epochs == (2 if method == "scratch_b" else 1)
+
+
+def test_all_methods_start_from_one_baseline(run):
+    keys = {
+        records.read(run(f"method={method}", "target_flops=0.5")[1]).stages["baseline"] for method in RIVALS
+    }
+    assert len(keys) == 1
+
+
+def test_the_controls_have_the_widths_of_the_selection_and_other_channels(run):
+    reference, chance, scratch = (
+        run(f"method={method}", "target_flops=0.5") for method in ("no_admm", "random", "scratch_e")
+    )
+    one, other, third = (records.read(path) for _, path in (reference, chance, scratch))
+    assert one.channels == other.channels == third.channels
+    pruned = [
+        architecture.describe(stages.Path(config.work_dir) / "stages" / "prune" / record.stages["prune"]).kept
+        for (config, _), record in ((reference, one), (chance, other), (scratch, third))
+    ]
+    assert pruned[0] != pruned[1]
+    assert pruned[0] == pruned[2]
+
+
+def test_single_weights_stay_zero_through_the_fine_tune(run):
+    config, path = run("method=weights", "target_params=0.6")
+    record = records.read(path)
+    assert abs(record.cost["params_drop"] - 60) < 0.1
+    before, after = weights(config, record, "prune"), weights(config, record)
+    zeros = 0
+    for name, value in before.items():
+        if name.endswith("weight") and value.ndim > 1:
+            assert torch.equal(value == 0, after[name] == 0)
+            zeros += int((value == 0).sum())
+    assert record.cost["dense"]["params"] - record.cost["pruned"]["params"] == zeros
+    assert record.channels == {}
+
+
+def test_a_second_target_reads_the_scores_again(run, monkeypatch):
+    run("method=hrank", "target_flops=0.5")
+    monkeypatch.setattr(hrank, "score", lambda *_: pytest.fail("the maps were looked at again"))
+    record = records.read(run("method=hrank", "target_flops=0.4")[1])
+    assert abs(record.cost["flops_drop"] - 40) <= 0.3
+
+
+def test_given_weights_can_be_pruned_without_training_them(run, tmp_path):
+    config, path = run("target_flops=0.5")
+    trained = f"{config.work_dir}/stages/baseline/{records.read(path).stages['baseline']}/weights.safetensors"
+    given, second = run(f"model.weights={trained}", "baseline.epochs=0", "target_flops=0.5", work=tmp_path)
+    one, other = records.read(path), records.read(second)
+    assert same_bits(weights(config, one, "baseline"), weights(given, other, "baseline"))
+    assert other.curves["baseline"] == {"train_loss": [], "val_accuracy": [], "test_accuracy": []}
+    assert set(other.accuracy["baseline"].values()) == {one.accuracy["baseline"]["last"]}
+    assert one.stages["baseline"] != other.stages["baseline"]
+
+
+def test_widths_are_multiples_where_hardware_wants_them(run):
+    record = records.read(run("target_flops=0.5", "round_to=8")[1])
+    assert all(kept % 8 == 0 for kept, _ in record.channels.values())
+    assert abs(record.cost["flops_drop"] - 50) < 5
+
+
 def test_a_target_out_of_reach_is_refused_before_any_work(run, tmp_path):
     with pytest.raises(UserError, match=r"target_flops=0\.999: must be at most 0\.9590: with these floors"):
         run("model=resnet20", "target_flops=0.999", work=tmp_path)
@@ -121,8 +199,9 @@ def test_a_target_out_of_reach_is_refused_before_any_work(run, tmp_path):
 
 
 def test_a_dry_run_prints_the_plan_and_does_nothing(run, tmp_path, capsys):
-    _, path = run("debug=dry", "dataset=digits", work=tmp_path)
-    assert path is None
+    _, foreseen = run("debug=dry", "dataset=digits", work=tmp_path)
+    assert [stage.epochs for stage in foreseen] == [30, 6, 0, 0, 10]
+    assert not any(stage.done for stage in foreseen)
     assert not (tmp_path / "results").exists()
     printed = capsys.readouterr().out
     for stage in ("baseline", "sparsify", "prune", "finetune"):

@@ -81,7 +81,7 @@ def seeds(experiment: str, finals: Sequence[float], **changes: Any) -> list[Reco
 def _config(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     config = asdict(Config(seed=seed))
     config["model"] |= {"family": "vgg", "name": "vgg16"}
-    config["dataset"] |= {"name": "cifar10", "source": "cifar10"}
+    config["dataset"] |= {"name": "cifar10", "source": "cifar"}
     for key, value in changes.items():
         *path, leaf = key.split(".")
         node = config

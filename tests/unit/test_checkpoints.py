@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ WRAPPINGS = {
     "model_state_dict": lambda s: {"model_state_dict": s, "optimizer": {"lr": 0.1}},
     "net": lambda s: {"net": s, "acc": 95.0},
     "nested": lambda s: {"model": {"state_dict": s}},
+    "beside a name": lambda s: {"model": "resnet20", "net": s},
     "module.": lambda s: {f"module.{k}": v for k, v in s.items()},
     "compiled and parallel": lambda s: {"state_dict": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
     "parallel and compiled": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
@@ -94,6 +96,14 @@ def test_what_is_no_state_dict_is_refused(content, message, tmp_path):
         checkpoints.read(tmp_path / "odd.pth")
 
 
+def test_a_wrapper_that_holds_itself_is_refused(tmp_path):
+    endless = {"epoch": 3}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match="'epoch' is no tensor"):
+        checkpoints.read(tmp_path / "odd.pth")
+
+
 def test_a_mismatch_names_the_keys_and_changes_nothing(model):
     state = model.state_dict()
     del state["bn1.weight"]
@@ -149,20 +159,24 @@ def test_an_unknown_source_is_refused_with_what_there_is(model_name, message):
 
 def test_torchvisions_weights_are_loaded_and_a_failed_download_is_told(monkeypatch, model):
     given = {key: value.clone() for key, value in model.state_dict().items()}
-    entry = SimpleNamespace(url="https://example.org/w.pth", get_state_dict=lambda **_: given)
+    asked = []
+    entry = SimpleNamespace(
+        url="https://example.org/w.pth", get_state_dict=lambda **how: asked.append(how) or given
+    )
     monkeypatch.setattr(checkpoints, "_entry", lambda source, name: entry)
     other = fresh()
     checkpoints.initialise(other, "DEFAULT", "resnet20", {})
     assert same(other.state_dict(), given)
+    assert asked == [{"progress": False, "check_hash": True, "weights_only": True}]
 
-    def fail(**_):
-        raise OSError("no route")
-
-    entry.get_state_dict = fail
-    with pytest.raises(
-        UserError, match=r"could not be downloaded \(no route\); fetch https://example.org/w.pth"
-    ):
-        checkpoints.initialise(other, "DEFAULT", "resnet20", {})
+    for problem in (OSError("no route"), RuntimeError("invalid hash value")):
+        entry.get_state_dict = Mock(side_effect=problem)
+        with pytest.raises(UserError) as refused:
+            checkpoints.initialise(other, "DEFAULT", "resnet20", {})
+        assert str(refused.value) == (
+            f"model.weights=DEFAULT: could not be downloaded ({problem}); "
+            "fetch https://example.org/w.pth yourself and give the file"
+        )
 
 
 def test_a_missing_file_is_told():

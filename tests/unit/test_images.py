@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from lpslim.data import cifar10, digits
+from lpslim.data import cifar, digits
 from lpslim.errors import UserError
 from lpslim.images import ImageData, TensorSplit, crop_flip, hold_out, pixel_statistics, splits
 
@@ -251,9 +251,9 @@ def tree(tmp_path) -> Path:
 
 def load(root: Path, cache: Path, val_fraction: float = 0.1) -> ImageData:
     settings = SimpleNamespace(
-        root=str(root), download=False, val_fraction=val_fraction, crop_padding=4, flip=True
+        name="cifar10", root=str(root), download=False, val_fraction=val_fraction, crop_padding=4, flip=True
     )
-    return cifar10.load(settings, cache)
+    return cifar.load(settings, cache)
 
 
 def read(file: Path) -> Tensor:
@@ -380,7 +380,7 @@ def test_nothing_there(tmp_path, make):
     with pytest.raises(UserError) as refused:
         load(root, tmp_path / "cache")
     message = str(refused.value)
-    assert message.startswith(f"dataset.root={root}: no CIFAR-10 there")
+    assert message.startswith(f"dataset.root={root}: no cifar10 there")
     assert "dataset.download=true" in message
     assert f"{root}/train/<class>/<image> and {root}/test/<class>/<image>" in message
     assert list(tmp_path.glob("nowhere/*")) == []  # and nothing was fetched

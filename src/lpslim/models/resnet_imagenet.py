@@ -10,6 +10,7 @@ from lpslim.errors import UserError
 from lpslim.units import Prunable
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")
+FROM_TORCHVISION = True  # which also has weights for them
 SENSITIVE = ("layer1.0", "layer2.0", "layer3.0", "layer4.0", "layer4.1")
 
 
