@@ -1,11 +1,13 @@
 """A network on disk: ``architecture.json`` (what to build, which units are kept) and safetensors.
 
-No pickle and no code: the JSON names a family of :mod:`lpslim.models`, the arguments it is
-built with and, for every pruned layer, how many units it had and which are left.
+No pickle and no code: the JSON names a family of :mod:`lpslim.models` and the arguments it is
+built with (or no family: then the reader brings the network), and for every pruned layer which
+units are left.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,19 +27,33 @@ DESCRIPTION, WEIGHTS = "architecture.json", "weights.safetensors"
 class Architecture:
     """What it takes to build a network, but for its weights.
 
-    ``kept`` maps a pruned layer to the original indices of the units it keeps.
+    ``family`` is None for a network that lpslim cannot build; ``name`` is then its class's. ``kept``
+    maps a pruned layer to the original indices of the units it keeps.
     ``input_shape`` is (channels, height, width).
     """
 
-    family: str
+    family: str | None
     name: str
     input_shape: tuple[int, int, int]
     arguments: dict[str, int]
     kept: dict[str, list[int]] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        """Return the network with fresh weights, its pruned layers cut to width."""
-        model = lookup.find("models", self.family).build(self.name, **self.arguments)
+        """Return the network with fresh weights, its pruned layers cut to width.
+
+        Raises:
+            UserError: lpslim cannot build it.
+        """
+        if self.family is None:
+            raise UserError(f"{self.name} is not a network of lpslim: load(folder, model=<the dense one>)")
+        return self.cut(lookup.find("models", self.family).build(self.name, **self.arguments))
+
+    def cut(self, model: nn.Module) -> nn.Module:
+        """Cut a dense network to width, in place, and return it.
+
+        Raises:
+            UserError: its layers are not those that were pruned.
+        """
         if self.kept:
             surgery.prune(model, torch.zeros(1, *self.input_shape), self.kept)
         return model
@@ -66,16 +82,19 @@ def describe(folder: Path) -> Architecture:
     return Architecture(**described)
 
 
-def load(folder: str | Path) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Return the network saved in ``folder``, in evaluation mode, on the CPU.
 
-    Needs neither the config nor the training code that made it.
+    Needs neither the config nor the training code that made it. A network that lpslim cannot build
+    by itself needs ``model``: the dense network, from the same code, with any weights; it is
+    copied.
 
     Raises:
-        UserError: the folder holds no network, or one of another format.
+        UserError: the folder holds no network, one of another format, or one that needs ``model``.
         RuntimeError: weights and description do not fit each other.
     """
     folder = Path(folder)
-    model = describe(folder).build()
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval()
+    described = describe(folder)
+    cut = described.build() if model is None else described.cut(copy.deepcopy(model).cpu())
+    cut.load_state_dict(load_file(folder / WEIGHTS))
+    return cut.eval()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lpslim.modes import evaluating
 from lpslim.units import Units
 
 RULE = "multiply-adds of convolution and linear layers; all parameters"
@@ -62,12 +63,10 @@ def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
                 found.append(_describe(name, module, out))
 
             handles.append(module.register_forward_hook(record))
-    training = model.training
-    model.eval()
     try:
-        model(example)
+        with evaluating(model):
+            model(example)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return found

@@ -6,6 +6,7 @@ where a layer has reached its floor (Ji et al. 2025).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,23 +51,31 @@ class Ranking:
     Args:
         scores: per layer, a tensor (units,).
         least: per layer, how many units stay whatever their score.
+        steps: per layer, of how many units what stays is a multiple, unless all stay; default 1.
     """
 
-    def __init__(self, scores: Sequence[Tensor], least: Sequence[int]) -> None:
+    def __init__(
+        self, scores: Sequence[Tensor], least: Sequence[int], steps: Sequence[int] | None = None
+    ) -> None:
         self.sizes = [len(each) for each in scores]
         self.least = list(least)
+        self.steps = list(steps or [1] * len(self.sizes))
         layer = torch.cat([torch.full((n,), i) for i, n in enumerate(self.sizes)])
         index = torch.cat([torch.arange(n) for n in self.sizes])
         order = torch.cat([each.double().cpu() for each in scores]).argsort(stable=True)
         self.order = list(zip(layer[order].tolist(), index[order].tolist(), strict=True))
 
     def remove(self, lowest: int) -> list[set[int]]:
-        """Return per layer which units go when the ``lowest`` units do, floors observed."""
-        gone: list[set[int]] = [set() for _ in self.sizes]
+        """Return per layer which units go when the ``lowest`` units do, floors and steps observed."""
+        gone: list[list[int]] = [[] for _ in self.sizes]
         for layer, index in self.order[:lowest]:
             if len(gone[layer]) < self.sizes[layer] - self.least[layer]:
-                gone[layer].add(index)
-        return gone
+                gone[layer].append(index)
+        left = (
+            min(size, math.ceil((size - len(each)) / step) * step)
+            for each, size, step in zip(gone, self.sizes, self.steps, strict=True)
+        )
+        return [set(each[: size - n]) for each, size, n in zip(gone, self.sizes, left, strict=True)]
 
     def counts(self, gone: Sequence[set[int]]) -> list[int]:
         """Return per layer how many units are left."""
@@ -89,25 +98,40 @@ def strongest(units: Sequence[Units], scores: Sequence[Tensor], widths: Sequence
     }
 
 
-def by_ratio(units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], ratio: float) -> Kept:
-    """Remove the units below the ``ratio`` quantile of all scores, floors observed."""
-    ranking = Ranking(scores, least)
+def _steps(units: Sequence[Units], round_to: int) -> list[int]:
+    return [math.lcm(round_to, each.groups) // each.groups for each in units]
+
+
+def by_ratio(
+    units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], ratio: float, round_to: int = 1
+) -> Kept:
+    """Remove the units below the ``ratio`` quantile of all scores, floors observed.
+
+    Each layer keeps a multiple of ``round_to`` channels, rounded up, or all.
+    """
+    ranking = Ranking(scores, least, _steps(units, round_to))
     return ranking.kept(units, ranking.remove(int(ratio * len(ranking.order))))
 
 
 def by_target(
-    units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], target: float, drop: Drop
+    units: Sequence[Units],
+    scores: Sequence[Tensor],
+    least: Sequence[int],
+    target: float,
+    drop: Drop,
+    round_to: int = 1,
 ) -> Kept:
     """Find the threshold whose drop, a share of the dense cost, is nearest to ``target``.
 
     ``drop(counts)`` gives the share removed with so many units left per layer. One channel of a
     narrow network can weigh more than the tolerance: then the units next in order that still
-    fit below the target fill the gap.
+    fit below the target fill the gap. Where layers keep multiples of ``round_to`` channels, the steps
+    are coarse, and the nearest drop that they allow is taken however far it is.
 
     Raises:
         UserError: no threshold comes within 0.3 points; the message gives the reachable range.
     """
-    ranking = Ranking(scores, least)
+    ranking = Ranking(scores, least, _steps(units, round_to))
 
     def dropped(lowest: int) -> float:
         return drop(ranking.counts(ranking.remove(lowest)))
@@ -119,6 +143,8 @@ def by_target(
         low, high = (middle, high) if dropped(middle) <= target else (low, middle)
     nearest = min((low, high), key=lambda lowest: abs(dropped(lowest) - target))
     gone = ranking.remove(nearest)
+    if round_to > 1:
+        return ranking.kept(units, gone)
     if abs(dropped(nearest) - target) > TOLERANCE:
         gone = _fill(ranking, low, target, drop)
     if abs(drop(ranking.counts(gone)) - target) > TOLERANCE:

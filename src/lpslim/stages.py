@@ -54,8 +54,8 @@ class Survey:
         elif config.target_params is not None:
             drop, target = self.cost.params_drop, config.target_params
         else:
-            return selection.by_ratio(self.units, scores, self.least, config.ratio)
-        return selection.by_target(self.units, scores, self.least, target, drop)
+            return selection.by_ratio(self.units, scores, self.least, config.ratio, config.round_to)
+        return selection.by_target(self.units, scores, self.least, target, drop, config.round_to)
 
 
 def survey(config: Config, model: nn.Module, data: ImageData) -> Survey:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,21 +12,66 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from lpslim.errors import UserError
+from lpslim.modes import evaluating
 from lpslim.units import Prunable, Units
 
 logging.getLogger("torch_pruning").setLevel(logging.ERROR)
+
+# What joins channels of several layers, by Torch-Pruning's names for operations
+MIXING = ("_ConcatOp", "_SplitOp")
+ADDING = ("AddBackward0", "SubBackward0")
+# What it stumbles with over a network that it does not understand; RuntimeError is the network's own
+UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def find_units(model: nn.Module, example: Tensor, prunables: Sequence[Prunable]) -> list[Units]:
     """Return the units of each prunable layer with every layer that they touch.
 
+    A unit is one output channel; where a layer is, or feeds, a convolution in groups, it is one
+    channel of each group, so that the groups stay alike.
+
     example: (1, C, H, W), of the shape that the network is used with.
 
     Raises:
-        UserError: a layer is unknown, two prunable layers share their channels, or a layer
-            touches a grouped convolution, which cannot lose single channels.
+        UserError: a layer is unknown, two prunable layers share their channels, or its channels are
+            grouped in more than one way.
     """
     return _units(_graph(model, example), model, prunables)
+
+
+def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -> list[Units]:
+    """Return the units of every layer that can lose channels without a residual stream losing any.
+
+    These are the convolutions and linear layers whose outputs are consumed, are neither added to nor
+    concatenated with others (so streams keep their width), and are not the network's own outputs. A
+    product with a gate, as in squeeze-and-excitation, is no obstacle: the gate loses the channel too.
+
+    Args:
+        model: any network that Torch-Pruning can trace.
+        example: (1, C, H, W), on the model's device.
+        protected: layers, or modules with all that is in them, that keep every unit.
+
+    Raises:
+        UserError: a protected name is not in the network.
+    """
+    modules = dict(model.named_modules())
+    if unknown := [name for name in protected if name not in modules]:
+        raise UserError(f"protected: the network has no {unknown[0]!r}")
+    graph = _graph(model, example)
+    found: list[Units] = []
+    owned: set[str] = set()
+    for name, module in modules.items():
+        if not isinstance(module, nn.Conv2d | nn.Linear) or name in owned:
+            continue
+        parts = list(_group(graph, module, list(range(module.weight.shape[0]))))
+        if not _stands_alone(graph, module, parts):
+            continue
+        each = _described(graph, modules, name, parts, sensitive=False)
+        touched = (name, *each.producers)
+        owned.update(touched)
+        if each.consumers and not any(_inside(layer, protected) for layer in touched):
+            found.append(each)
+    return found
 
 
 def prune(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) -> None:
@@ -38,65 +84,95 @@ def prune(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) 
             a layer's units.
     """
     graph = _graph(model, example)
-    for each in _units(graph, model, [Prunable(name) for name in kept]):
+    units = _units(graph, model, [Prunable(name) for name in kept])
+    for each in units:
         chosen = list(kept[each.layer])
         if not chosen or chosen != sorted(set(chosen) & set(range(each.size))):
             raise UserError(
                 f"layer {each.layer!r}: kept units must be sorted, distinct, in 0..{each.size - 1}, not none"
             )
-    for name, indices in kept.items():
-        layer = _layer(model, name)
-        gone = sorted(set(range(layer.weight.shape[0])) - set(indices))
+    modules = dict(model.named_modules())
+    for each in units:
+        gone = sorted(set(range(each.size)) - set(kept[each.layer]))
         if gone:
-            _group(graph, layer, gone).prune()
+            channels = [group * each.size + unit for group in range(each.groups) for unit in gone]
+            _group(graph, _layer(modules, each.layer), channels).prune()
 
 
 def _units(graph: Any, model: nn.Module, prunables: Sequence[Prunable]) -> list[Units]:
-    names = {module: name for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
     found: list[Units] = []
     owner: dict[str, str] = {}
-    for each in prunables:
-        layer = _layer(model, each.layer)
-        size = layer.weight.shape[0]
-        producers: list[str] = []
-        consumers: list[str] = []
-        for part, _ in _group(graph, layer, list(range(size))):
-            module = part.target.module
-            if module not in names:
-                continue  # a functional operation: an activation, a reshape
-            if isinstance(module, nn.Conv2d) and not _single_channels(module):
-                raise UserError(
-                    f"layer {each.layer!r} touches the grouped convolution {names[module]!r}, "
-                    f"which cannot lose single channels"
-                )
-            outgoing = graph.is_out_channel_pruning_fn(part.handler)
-            (producers if outgoing else consumers).append(names[module])
-        for name in producers:
+    for wanted in prunables:
+        layer = _layer(modules, wanted.layer)
+        parts = list(_group(graph, layer, list(range(layer.weight.shape[0]))))
+        each = _described(graph, modules, wanted.layer, parts, wanted.sensitive)
+        for name in each.producers:
             if owner.setdefault(name, each.layer) != each.layer:
                 raise UserError(f"layers {owner[name]!r} and {each.layer!r} share their channels")
-        found.append(Units(each.layer, size, each.sensitive, tuple(producers), tuple(consumers)))
+        found.append(each)
     return found
 
 
-def _single_channels(conv: nn.Conv2d) -> bool:
-    # plain or depthwise; the filters of other groups read fixed sets of channels
-    return conv.groups == 1 or conv.groups == conv.in_channels == conv.out_channels
+def _described(
+    graph: Any, modules: Mapping[str, nn.Module], name: str, parts: Sequence[Any], sensitive: bool
+) -> Units:
+    names = {module: own for own, module in modules.items()}
+    producers: list[str] = []
+    consumers: list[str] = []
+    groupings = {1}
+    for part, _ in parts:
+        module = part.target.module
+        if module not in names:
+            continue  # a functional operation: an activation, a reshape
+        if isinstance(module, nn.Conv2d) and not _is_depthwise(module):
+            groupings.add(module.groups)
+        outgoing = graph.is_out_channel_pruning_fn(part.handler)
+        (producers if outgoing else consumers).append(names[module])
+    if len(groupings) > 2:
+        raise UserError(f"layer {name!r}: its channels are grouped in several ways, {sorted(groupings)[1:]}")
+    groups = max(groupings)
+    size = _layer(modules, name).weight.shape[0] // groups
+    return Units(name, size, sensitive, tuple(producers), tuple(consumers), groups)
 
 
-def _layer(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
-    found = dict(model.named_modules()).get(name)
+def _stands_alone(graph: Any, layer: nn.Conv2d | nn.Linear, parts: Sequence[Any]) -> bool:
+    """Whether the layer's channels, and no others, are what every part of its group deals with."""
+    channels = list(range(layer.weight.shape[0]))
+    for part, indices in parts:
+        kind = type(part.target.module).__name__
+        if kind in MIXING or part.target.name.rpartition("(")[2].rstrip(")") in ADDING:
+            return False
+        if graph.is_out_channel_pruning_fn(part.handler) and list(indices) != channels:
+            return False
+    return True
+
+
+def _inside(layer: str, protected: Sequence[str]) -> bool:
+    return any(layer == name or layer.startswith(f"{name}.") for name in protected)
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    return conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels
+
+
+def _layer(modules: Mapping[str, nn.Module], name: str) -> nn.Conv2d | nn.Linear:
+    found = modules.get(name)
     if not isinstance(found, nn.Conv2d | nn.Linear):
         raise UserError(f"layer {name!r}: the network has no convolution or linear layer of this name")
     return found
 
 
 def _graph(model: nn.Module, example: Tensor) -> Any:
-    training = model.training
-    model.eval()
-    with torch.enable_grad():
-        graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
-    model.train(training)
-    return graph
+    with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unwrapped parameters")  # scales of residual streams: untouched
+        try:
+            return tp.DependencyGraph().build_dependency(model, example_inputs=example)
+        except UNTRACEABLE as problem:
+            raise UserError(
+                f"{type(model).__name__}: Torch-Pruning cannot follow its channels "
+                f"({type(problem).__name__}: {problem})"
+            ) from problem
 
 
 def _group(graph: Any, layer: nn.Module, indices: list[int]) -> Any:

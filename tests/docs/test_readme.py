@@ -23,7 +23,9 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def first_of_each(words: list[str]) -> list[str]:
     """A sweep's first job."""
-    parsed = OverridesParser.create().parse_overrides([w for w in words if w not in ("-m", "--help", "--dry-run")])
+    parsed = OverridesParser.create().parse_overrides(
+        [w for w in words if w not in ("-m", "--help", "--dry-run")]
+    )
     return [
         f"{o.key_or_group}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else o.input_line
         for o in parsed

@@ -209,6 +209,7 @@ def test_a_family_outside_the_package(saved):
     folder = saved("vgg_small-dense").folder
     change(folder, family="os.path")
     with pytest.raises(
-        UserError, match=r"models: 'os\.path' is not one of resnet_cifar, resnet_imagenet, vgg"
+        UserError,
+        match=r"models: 'os\.path' is not one of resnet_cifar, resnet_imagenet, torchvision_zoo, vgg",
     ):
         architecture.load(folder)

@@ -264,10 +264,36 @@ class Grouped(nn.Module):
         return self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
 
 
+@pytest.mark.parametrize("groups", [2, 4])
 @pytest.mark.parametrize("layer", ["first", "middle"])
-def test_grouped_convolutions_are_refused(layer):
-    with pytest.raises(UserError, match=f"'{layer}' touches the grouped convolution 'middle'"):
-        surgery.find_units(Grouped(groups=2), IMAGE, [Prunable(layer)])
+def test_a_grouped_convolution_loses_a_channel_of_each_group(layer, groups):
+    torch.manual_seed(0)
+    model = Grouped(groups).double()
+    (units,) = surgery.find_units(model, IMAGE.double(), [Prunable(layer)])
+    assert (units.size, units.groups) == (8 // groups, groups)
+    reference, kept = copy.deepcopy(model), [1]
+    gone = [g * units.size + i for g in range(groups) for i in range(units.size) if i not in kept]
+    with torch.no_grad():
+        getattr(reference, layer).weight[gone], getattr(reference, layer).bias[gone] = 0, 0
+    surgery.prune(model, IMAGE.double(), {layer: kept})
+    assert model.middle.groups == groups
+    assert getattr(model, layer).out_channels == groups
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert_same_function(model, reference, images)
+
+
+def test_channels_grouped_in_two_ways_are_refused():
+    class Twice(Grouped):
+        def __init__(self):
+            super().__init__(groups=2)
+            self.other = nn.Conv2d(8, 8, 1, groups=4)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            return self.last(self.middle(x)) + self.other(x)[:, :2]
+
+    with pytest.raises(UserError, match=r"'first': its channels are grouped in several ways, \[2, 4\]"):
+        surgery.find_units(Twice(), IMAGE, [Prunable("first")])
 
 
 def test_depthwise_convolution_shrinks_with_its_input():

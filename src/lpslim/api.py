@@ -1,0 +1,119 @@
+"""Pruning a network of one's own from Python, without any configuration."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lpslim import architecture, lookup, selection, surgery
+from lpslim.architecture import Architecture
+from lpslim.cost import Cost, CostModel, layer_costs
+from lpslim.errors import UserError
+from lpslim.selection import Kept
+from lpslim.units import Units, pooled
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A smaller network and how it came about.
+
+    model: ready to be fine-tuned, in the mode and on the device of the original. units: what could
+    be removed. kept: layer -> indices of the units that are left. dense, pruned: cost of one input.
+    input_shape: (channels, height, width).
+    """
+
+    model: nn.Module
+    units: tuple[Units, ...]
+    kept: Kept
+    dense: Cost
+    pruned: Cost
+    input_shape: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        all_of, left = sum(each.size for each in self.units), sum(map(len, self.kept.values()))
+        rows = (("multiply-adds", self.dense.macs, self.pruned.macs),
+                ("parameters", self.dense.params, self.pruned.params))  # fmt: skip
+        lines = [f"{left} of {all_of} units left in {len(self.units)} layers"]
+        lines += [
+            f"{name}: {a / 1e6:.2f} M -> {b / 1e6:.2f} M (-{100 * (1 - b / a):.2f} %)" for name, a, b in rows
+        ]
+        return "\n".join(lines)
+
+
+def prune(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    target_flops: float | None = None,
+    target_params: float | None = None,
+    ratio: float | None = None,
+    criterion: str = "magnitude",
+    across: str = "minmax",
+    batches: Iterable[Tensor] = (),
+    floor: float = 0.1,
+    protected: Sequence[str] = (),
+    round_to: int = 1,
+) -> Pruned:
+    """Remove the channels of a network that count least; the original is left as it is.
+
+    Args:
+        model: a network that Torch-Pruning can trace; W as trained, or Z of :class:`lpslim.admm.ADMM`.
+        example: (1, C, H, W), on the model's device.
+        target_flops, target_params, ratio: one of them, above 0 and below 1: the share of multiply-adds
+            or of parameters to remove, or of the units below the threshold.
+        criterion: a module of :mod:`lpslim.criteria`.
+        across: how scores of different layers are compared, a key of :data:`lpslim.selection.ACROSS`.
+        batches: images (B, C, H, W) on the model's device, for criteria that look at feature maps.
+        floor: the share of its units that every layer keeps.
+        protected: layers, or modules with all that is in them, that keep every unit.
+        round_to: the channels that a layer keeps are a multiple of this, or all.
+
+    Raises:
+        UserError: not exactly one budget, an unknown name, nothing to prune, or a target out of reach.
+    """
+    budgets = {"target_flops": target_flops, "target_params": target_params, "ratio": ratio}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise UserError(f"give one of {', '.join(budgets)}, got {', '.join(given) or 'none'}")
+    ((name, share),) = given.items()
+    if not 0 < share < 1:
+        raise UserError(f"{name}={share}: must be above 0 and below 1")
+    if not 0 <= floor < 1 or round_to < 1:
+        raise UserError(f"floor={floor}, round_to={round_to}: must be in [0, 1) and 1 or more")
+    if across not in selection.ACROSS:
+        raise UserError(f"across={across!r}: must be one of {', '.join(selection.ACROSS)}")
+    score = lookup.find("criteria", criterion).score
+    smaller = copy.deepcopy(model)
+    units = surgery.discover(smaller, example, protected)
+    if not units:
+        raise UserError("no layer can lose channels: all are protected, added, concatenated or outputs")
+    cost = CostModel(layer_costs(smaller, example), units, sum(p.numel() for p in smaller.parameters()))
+    scores = [selection.ACROSS[across](s) for s in pooled(units, score(smaller, units, batches))]
+    least = selection.floors(units, adjust=floor, floor=floor)
+    if name == "ratio":
+        kept = selection.by_ratio(units, scores, least, share, round_to)
+    else:
+        drop = cost.flops_drop if name == "target_flops" else cost.params_drop
+        kept = selection.by_target(units, scores, least, share, drop, round_to)
+    surgery.prune(smaller, example, kept)
+    left = cost([len(kept[each.layer]) for each in units])
+    _, channels, height, width = example.shape
+    return Pruned(smaller, tuple(units), kept, cost.dense, left, (channels, height, width))
+
+
+def save(folder: str | Path, pruned: Pruned) -> None:
+    """Write a pruned network: JSON of what is kept, and safetensors. :func:`lpslim.load` reads it.
+
+    Raises:
+        FileExistsError: the folder holds a network already.
+    """
+    folder = Path(folder)
+    if (folder / architecture.DESCRIPTION).exists():
+        raise FileExistsError(f"{folder} holds a network already")
+    folder.mkdir(parents=True, exist_ok=True)
+    described = Architecture(None, type(pruned.model).__name__, pruned.input_shape, {}, pruned.kept)
+    architecture.save(folder, pruned.model, described)
