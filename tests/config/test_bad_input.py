@@ -36,7 +36,8 @@ BAD = {
     "model=bert": "model=bert: no such choice; one of resnet101, resnet110, resnet18, resnet20, resnet32, "
     "resnet34, resnet44, resnet50, resnet56, torchvision, vgg16, vgg19, vgg_small",
     "schedule=linear": "schedule=linear: no such choice; one of cosine, step",
-    "model.family=nope": "model.family=nope: must be one of resnet_cifar, resnet_imagenet, torchvision_zoo, vgg",
+    "model.family=nope": "model.family=nope: must be one of resnet_cifar, resnet_imagenet, torchvision_zoo, "
+    "vgg",
     "model.name=vgg16": "model.name=vgg16: must be one of resnet20, resnet32, resnet44, resnet56, resnet110",
     "model.input=text": "dataset=digits: gives image input, but model=resnet20 reads text",
     "model.floor=1": "model.floor=1.0: must be at least 0 and below 1",

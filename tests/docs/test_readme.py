@@ -35,7 +35,7 @@ def first_of_each(words: list[str]) -> list[str]:
 def test_readme_shows_commands_targets_and_snippets():
     assert len(COMMANDS) >= 5
     assert {"reproduce", "test", "tables", "plots", "reproduce-table-vgg16", "setup"} <= set(TARGETS)
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 3
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,6 +57,21 @@ def test_the_loading_snippet_loads(tmp_path):
     assert names["model"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
+def test_the_pruning_snippet_prunes(tmp_path):
+    tuned: list = []
+    offline = (
+        SNIPPETS[1].replace('weights="DEFAULT"', "weights=None").replace('"smaller"', repr(str(tmp_path)))
+    )
+    names: dict = {"fine_tune": tuned.append}
+    exec(offline, names)
+    pruned, again = names["pruned"], names["again"]
+    assert tuned == [pruned.model]
+    assert pruned.pruned.macs < 0.55 * pruned.dense.macs
+    assert all(
+        torch.equal(value, again.state_dict()[key]) for key, value in pruned.model.state_dict().items()
+    )
+
+
 def test_the_training_snippet_trains(capsys):
     model = torch.nn.Linear(4, 3)
     names = {
@@ -66,7 +81,7 @@ def test_the_training_snippet_trains(capsys):
         "loss_of": F.cross_entropy,
     }
     before = model.weight.detach().clone()
-    exec(SNIPPETS[1], names)
+    exec(SNIPPETS[2], names)
     assert not torch.equal(before, model.weight)
     assert "Residuals(primal=" in capsys.readouterr().out
 
@@ -91,5 +106,6 @@ def test_links_and_named_files_exist(page):
                     assert (ROOT / path).exists() or (ROOT / "src/lpslim" / name).exists(), path
 
 
-def test_the_package_exports_load():
+def test_the_package_exports_what_readme_uses():
     assert lpslim.load is architecture.load
+    assert all(callable(getattr(lpslim, name)) for name in ("prune", "save", "load"))
