@@ -36,19 +36,13 @@ STYLE: Any = {
     "lines.linewidth": 1.5, "svg.hashsalt": "lpslim", "font.family": "DejaVu Sans",
 }  # fmt: skip
 FORMATS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-TABLES = {  # data set and model -> table and depth
-    ("cifar10", "vgg16"): ("vgg16_cifar10", None),
-    ("cifar10", "resnet56"): ("resnet_cifar10", "56"),
-    ("cifar10", "resnet110"): ("resnet_cifar10", "110"),
-    ("imagenet", "resnet50"): ("resnet50_imagenet", None),
-}
 
 
 def published_rows(pair: tuple[str, str]) -> list[Row]:
     """Return the published rows of a data set and model, none if the paper has no such table."""
-    if pair not in TABLES:
+    if pair not in published.PAIRS:
         return []
-    table, depth = TABLES[pair]
+    table, depth = published.PAIRS[pair]
     return [row for row in published.read(table) if row.place.get("depth") == depth]
 
 

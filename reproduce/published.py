@@ -16,6 +16,12 @@ TITLES = {
     "resnet50_imagenet": "ResNet-50 on ImageNet",
     "bert_glue": "BERT-base on GLUE",
 }
+PAIRS = {  # data set and model -> table and depth
+    ("cifar10", "vgg16"): ("vgg16_cifar10", None),
+    ("cifar10", "resnet56"): ("resnet_cifar10", "56"),
+    ("cifar10", "resnet110"): ("resnet_cifar10", "110"),
+    ("imagenet", "resnet50"): ("resnet50_imagenet", None),
+}
 OURS = "ours"
 DENSE = ("VGG-16", "BERT-base")  # methods that are no method: the network before pruning
 PLACE = ("depth", "task", "block", "method", "schedule", "finetune_epochs", "params_millions")

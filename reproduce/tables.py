@@ -47,18 +47,20 @@ def paper_notes(table: str) -> list[str]:
 def documents(found: Sequence[Record], selection: str) -> dict[str, str]:
     """Return ``{file name: content}`` of every table in every form."""
     files: dict[str, str] = {}
+    measured = measured_blocks(found, selection)
     for table, title in TITLES.items():
         lines, remarks = paper_lines(table, found, selection), [*notes(selection), *paper_notes(table)]
-        files |= _forms(f"table_{table}", title, {"": lines}, remarks)
-    return files | _forms("measured", "Measured", measured_blocks(found, selection), notes(selection))
+        pairs = (", ".join(pair) for pair, (own, _) in published.PAIRS.items() if own == table)
+        same_roof = {f"Measured, same roof: {pair}": measured[pair] for pair in pairs if pair in measured}
+        files |= _forms(f"table_{table}", title, {"": lines, **same_roof}, remarks)
+    return files | _forms("measured", "Measured", measured, notes(selection))
 
 
 def _forms(name: str, title: str, blocks: dict[str, list[Line]], remarks: list[str]) -> dict[str, str]:
     tex = [f"\n% {markup.plain(key)}\n{markup.latex(lines)}" for key, lines in blocks.items()]
     tex = [f"% {title}\n", *tex, "\n", *(f"% {remark}\n" for remark in remarks)]
-    flat: list[Line] = []
-    for key, lines in blocks.items():
-        flat += [{"Block": key, **line} if key else line for line in lines]
+    flat = [{"Block": key, **line} if key else line for key, lines in blocks.items() for line in lines]
+    flat = [line for line in flat if line.keys() == flat[0].keys()]  # the others stand in measured.csv
     return {
         f"{name}.md": f"# {title}\n\n{markdown_blocks(blocks, remarks)}",
         f"{name}.csv": markup.csv_table(flat or [{"Block": "nothing is measured yet"}]),

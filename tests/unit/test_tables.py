@@ -74,6 +74,15 @@ def test_every_configuration_is_in_the_measured_table(results):
     }
 
 
+def test_a_published_table_is_followed_by_what_was_measured_on_its_network(results):
+    files = tables.documents(records.read_all(results), "last")
+    assert files["table_vgg16_cifar10.md"].count("**Measured, same roof: cifar10, vgg16**") == 1
+    assert "same roof" not in files["table_resnet50_imagenet.md"] + files["table_vgg16_cifar10.csv"]
+    assert len(files["table_vgg16_cifar10.csv"].splitlines()) == 1 + len(
+        paper_lines("vgg16_cifar10", records.read_all(results), "last")
+    )
+
+
 def test_runs_with_other_settings_stand_on_their_own_line(results):
     lines = paper_lines("vgg16_cifar10", records.read_all(results), "last")
     index = next(i for i, line in enumerate(lines) if line["Method"] == "ours, other settings")
