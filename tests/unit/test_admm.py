@@ -401,7 +401,10 @@ class TestState:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(("lamb", "rho"), [(0, 1.0), (-0.1, 1.0), (1.0, 0), (1.0, -2)])
+    @pytest.mark.parametrize(
+        ("lamb", "rho"),
+        [(0, 1.0), (-0.1, 1.0), (1.0, 0), (1.0, -2), (math.nan, 1.0), (1.0, math.nan)],
+    )
     def test_lamb_and_rho_must_be_positive(self, lamb, rho):
         with pytest.raises(ValueError, match=f"^lamb={lamb}, rho={rho}: both must be positive$"):
             build(parameters(), lamb=lamb, rho=rho)

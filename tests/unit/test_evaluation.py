@@ -83,6 +83,12 @@ class TestEvaluate:
         evaluate(model, short_last_batch())
         assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
+    def test_a_frozen_batch_norm_stays_frozen(self):
+        model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, CLASSES)).train()
+        model[0].eval()
+        evaluate(model, short_last_batch())
+        assert [module.training for module in model] == [False, True, True]
+
     def test_builds_no_graph(self):
         model = Reader()
         evaluate(model, short_last_batch())

@@ -259,6 +259,12 @@ class TestL0:
         assert not len(kept) or not len(dropped) or kept.min() >= dropped.max()
         assert torch.equal(new[new != 0], x[new != 0])
 
+    @pytest.mark.parametrize(("sparsity", "kept"), [(0.29, 71), (0.57, 43), (0.5, 50)])
+    def test_of_equals_exactly_as_many_stay_as_asked(self, sparsity, kept):
+        x = torch.ones(100)
+        (new,) = L0(sparsity).proximal([x], [x], 1.0)
+        assert int((new != 0).sum()) == kept
+
     @given(st.lists(entries, min_size=1, max_size=8), st.integers(0, 8), strengths)
     def test_neither_the_last_z_nor_the_strength_matters(self, values, eighths, strength):
         x = torch.tensor(values, dtype=torch.float64)

@@ -103,6 +103,10 @@ class TestScaled:
         short = scaled(recipe, 0.1)
         assert learning_rate(short, share * 10) == pytest.approx(learning_rate(recipe, share * 100))
 
+    def test_the_warm_up_stays_below_the_whole_when_rounding_shortens_it(self):
+        short = scaled(Recipe(epochs=14, warmup_epochs=13), 0.1)  # 1.4 epochs become one
+        assert (short.epochs, short.warmup_epochs) == (1, pytest.approx(13 / 14))
+
     def test_leaves_the_recipe_it_was_given(self):
         recipe = Recipe(epochs=100, warmup_epochs=10)
         scaled(recipe, 0.5)
