@@ -69,7 +69,7 @@ def prune(
         across: how scores of different layers are compared, a key of :data:`lpslim.selection.ACROSS`.
         batches: images (B, C, H, W) on the model's device, for criteria that look at feature maps.
         floor: the share of its units that every layer keeps.
-        protected: layers, or modules with all that is in them, that keep every unit.
+        protected: layers, modules with all that is in them, or globs, that keep every unit.
         round_to: the channels that a layer keeps are a multiple of this, or all.
 
     Raises:

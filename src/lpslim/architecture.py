@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lpslim import lookup, store, surgery
 from lpslim.errors import UserError
+from lpslim.splits import example
+from lpslim.units import Units
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "architecture.json", "weights.safetensors"
@@ -27,15 +28,15 @@ DESCRIPTION, WEIGHTS = "architecture.json", "weights.safetensors"
 class Architecture:
     """What it takes to build a network, but for its weights.
 
-    ``family`` is None for a network that lpslim cannot build; ``name`` is then its class's. ``kept``
-    maps a pruned layer to the original indices of the units it keeps.
-    ``input_shape`` is (channels, height, width).
+    ``family`` is None for a network that lpslim cannot build; ``name`` is then its class's.
+    ``input_shape`` is (channels, height, width), or (3, longest) for tokens. ``kept`` maps a pruned layer
+    to the original indices of the units it keeps.
     """
 
     family: str | None
     name: str
-    input_shape: tuple[int, int, int]
-    arguments: dict[str, int]
+    input_shape: tuple[int, ...]
+    arguments: dict[str, Any]
     kept: dict[str, list[int]] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
@@ -48,14 +49,29 @@ class Architecture:
             raise UserError(f"{self.name} is not a network of lpslim: load(folder, model=<the dense one>)")
         return self.cut(lookup.find("models", self.family).build(self.name, **self.arguments))
 
+    def units(self, model: nn.Module) -> list[Units]:
+        """Return the prunable units of the dense network, as its family has them.
+
+        Raises:
+            UserError: see :func:`lpslim.surgery.find_units`.
+        """
+        family = lookup.find("models", self.family or "")
+        if hasattr(family, "find_units"):  # it knows its units, and needs no tracing
+            found: list[Units] = family.find_units(model)
+            return found
+        return surgery.find_units(model, example(self.input_shape), family.prunable(model))
+
     def cut(self, model: nn.Module) -> nn.Module:
         """Cut a dense network to width, in place, and return it.
 
         Raises:
             UserError: its layers are not those that were pruned.
         """
-        if self.kept:
-            surgery.prune(model, torch.zeros(1, *self.input_shape), self.kept)
+        family = lookup.find("models", self.family) if self.family else None
+        if self.kept and family and hasattr(family, "find_units"):
+            family.prune(model, self.kept)
+        elif self.kept:
+            surgery.prune(model, example(self.input_shape), self.kept)
         return model
 
 

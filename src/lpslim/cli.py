@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra import compose
 from hydra.core.config_store import ConfigStore
@@ -56,7 +56,8 @@ def register(conf: Path) -> None:
 
 def _choices(group: str) -> list[str]:
     folder = CONF / group
-    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+    files = (p for p in folder.rglob("*.yaml") if not p.name.startswith("_"))  # _base: what others share
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in files)
 
 
 def _groups() -> str:
@@ -148,7 +149,10 @@ def guarded(main: Callable[[], None]) -> None:
     except (UserError, HydraException, OmegaConfBaseException) as problem:
         if wants_traceback:
             raise
-        report_mistake(problem)
+        if SweepSummary.jobs:  # Hydra raises one job's mistake once all have ended
+            SweepSummary.show()
+        else:
+            report_mistake(problem)
         sys.exit(2)
 
 
@@ -169,34 +173,43 @@ def task(composed: DictConfig) -> Path | list[Stage] | None:
 
 
 class SweepSummary(Callback):
-    """Hydra callback: after a sweep in one process, says what became of each job."""
+    """Hydra callback: after a sweep in one process, says what became of each job.
 
-    def __init__(self) -> None:
-        self.jobs: list[str] = []
-        self.foreseen: list[Stage] = []
+    The notes belong to the class: Hydra makes the object, and raises past it when a job has failed.
+    """
+
+    jobs: ClassVar[list[str]] = []
+    foreseen: ClassVar[list[Stage]] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Note one job's end."""
         overrides = " ".join(job_return.overrides or [])
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            return
         if job_return.status == JobStatus.COMPLETED:
             self.jobs.append(f"  done    {overrides}")
             if isinstance(job_return.return_value, list):
-                self.foreseen += job_return.return_value
+                self.foreseen.extend(job_return.return_value)
         else:
             problem = explain(job_return._return_value, list(job_return.overrides or []))
             self.jobs.append(f"  FAILED  {overrides}: {problem.splitlines()[0]}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the list, and after a dry run what all jobs together have left to do.
+        """Print the list.
 
         A sweep without a job, whose pattern such as glob(...) matched nothing, ends with code 2.
         """
         if not self.jobs:
             print("error: the sweep has no job: a pattern such as glob(...) matches nothing", file=sys.stderr)
             sys.exit(2)  # Hydra would turn an exception into a warning and code 0
-        failed = sum(line.startswith("  FAILED") for line in self.jobs)
-        print(f"sweep: {len(self.jobs)} jobs, {failed} failed", *self.jobs, sep="\n")
-        if self.foreseen:
+        self.show()
+
+    @classmethod
+    def show(cls) -> None:
+        """Print what became of the jobs, and after a dry run what all together have left to do."""
+        failed = sum(line.startswith("  FAILED") for line in cls.jobs)
+        print(f"sweep: {len(cls.jobs)} jobs, {failed} failed", *cls.jobs, sep="\n")
+        if cls.foreseen:
             from lpslim.outlook import total  # as in task
 
-            print(f"all together: {total(self.foreseen)}")
+            print(f"all together: {total(cls.foreseen)}")

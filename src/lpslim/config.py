@@ -11,13 +11,14 @@ from omegaconf import MISSING
 from lpslim import lookup
 from lpslim.errors import UserError
 from lpslim.evaluation import PROTOCOLS
-from lpslim.recipe import DEVICES, PRECISIONS, SCHEDULES, Recipe, Trainer
+from lpslim.recipe import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe, Trainer
 
 FORMS = ("squared", "norm")
 SCORED_ON = ("Z", "W")
 ACROSS = ("minmax", "uniform", "raw")
 STRUCTURES = ("channels", "weights")
 RETRAINING = ("finetune", "scratch_e", "scratch_b")
+OF_IMAGES = ("bn_scale", "chip", "fpgm", "hrank")  # criteria of filters, their maps and their norms
 NO_ADMM = ("bn_scale", "none")
 
 
@@ -26,7 +27,8 @@ class Model:
     """A network: ``family`` is a module of lpslim.models, ``name`` one that it builds.
 
     ``floor`` is the share of its channels that every layer keeps, unless it is sensitive. ``weights``:
-    start from a checkpoint's file or from torchvision's weights of this name, null for random ones.
+    start from a checkpoint's file, torchvision's weights of this name, or, for encoders of texts, a name
+    of lpslim.pretrained; null for random ones.
     """
 
     family: str = MISSING
@@ -40,7 +42,8 @@ class Model:
 class Dataset:
     """A data set: ``source`` is a module of lpslim.data.
 
-    ``rgb`` repeats grey images in three channels; ``workers`` decode streamed images.
+    ``rgb`` repeats grey images in three channels; ``workers`` decode streamed images. Texts are cut at
+    ``max_length`` tokens; ``tokenizer`` is the name of the encoder (lpslim.pretrained) whose they are.
     """
 
     name: str = MISSING
@@ -54,6 +57,8 @@ class Dataset:
     crop_padding: int = 0
     flip: bool = False
     workers: int = 4
+    max_length: int = 128
+    tokenizer: str = ""
 
 
 @dataclass
@@ -95,6 +100,7 @@ class Config:
     target_params: float | None = None
     structure: str = "channels"
     round_to: int = 1
+    protected: list[str] = field(default_factory=list)
     retrain: str = "finetune"
     seed: int = 0
     selection: str = "last"
@@ -120,7 +126,7 @@ def check(config: Config) -> None:
     faults = [*_knobs(config), *_names(config), *_rest(config)]
     for key in ("baseline", "finetune", "regularizer.train"):
         recipe = config.regularizer.train if "." in key else getattr(config, key)
-        given = key == "baseline" and config.model.weights is not None
+        given = key == "baseline" and config.model.weights is not None and config.retrain == "finetune"
         faults += [f"{key}.{fault}" for fault in _recipe(recipe, fewest=0 if given else 1)]
     if faults:
         raise UserError("\n".join(faults))
@@ -150,10 +156,11 @@ def _knobs(config: Config) -> Iterator[str]:
     for key in ("ratio", "adjust"):
         if not 0 <= getattr(config, key) < 1:
             yield _fault(key, getattr(config, key), "at least 0 and below 1")
-    for key in ("target_flops", "target_params"):
-        value = getattr(config, key)
-        if value is not None and not 0 < value < 1:
-            yield _fault(key, value, "the share to remove, above 0 and below 1, or null")
+    if config.target_flops is not None and not 0 < config.target_flops < 1:
+        yield _fault("target_flops", config.target_flops, "the share to remove, above 0 and below 1, or null")
+    if config.target_params is not None and not 0 < config.target_params < math.inf:
+        allowed = "the share to remove, above 0 and below 1, or how many to leave (67e6), or null"
+        yield _fault("target_params", config.target_params, allowed)
     if config.target_flops is not None and config.target_params is not None:
         yield _fault("target_params", config.target_params, "null when target_flops is given")
     if config.seed < 0:
@@ -180,7 +187,10 @@ def _names(config: Config) -> Iterator[str]:
     yield from _one_of("model.family", config.model.family, families)
     if config.model.family in families:
         names = lookup.find("models", config.model.family).NAMES
-        yield from _one_of("model.name", config.model.name, names)
+        if names is not None:
+            yield from _one_of("model.name", config.model.name, names)
+    if config.model.input == "text":
+        yield from _texts(config)
     if config.model.input != config.dataset.input:
         yield (
             f"dataset={config.dataset.name}: gives {config.dataset.input} input, "
@@ -188,11 +198,23 @@ def _names(config: Config) -> Iterator[str]:
         )
 
 
+def _texts(config: Config) -> Iterator[str]:
+    """What cannot be done with a network that reads texts."""
+    for key, name in (("name", config.criterion.name), ("widths", config.criterion.widths)):
+        if name in OF_IMAGES:
+            yield _fault(f"criterion.{key}", name, "magnitude or random for an encoder of texts")
+    if config.regularizer.penalty == "bn_scale":
+        yield _fault("regularizer.penalty", "bn_scale", "another: an encoder of texts has no batch-norm")
+    if config.dataset.input == "text" and not config.dataset.tokenizer:
+        yield _fault("dataset.tokenizer", "''", "the name of the encoder whose tokens the texts become")
+
+
 def _single_weights(config: Config) -> Iterator[str]:
     for key, value, allowed in (
         ("criterion.name", config.criterion.name, "magnitude"),
         ("criterion.widths", config.criterion.widths, None),
         ("round_to", config.round_to, 1),
+        ("protected", list(config.protected), []),
         ("retrain", config.retrain, "finetune"),
     ):
         if value != allowed:
@@ -210,6 +232,8 @@ def _rest(config: Config) -> Iterator[str]:
         yield _fault("dataset.val_fraction", config.dataset.val_fraction, "above 0 and below 1")
     if config.dataset.source == "digits" and (config.dataset.image_size % 8 or config.dataset.image_size < 8):
         yield _fault("dataset.image_size", config.dataset.image_size, "a multiple of 8 for the digits")
+    if config.dataset.max_length < 2:
+        yield _fault("dataset.max_length", config.dataset.max_length, "2 tokens or more")
     if config.dataset.crop_padding < 0:
         yield _fault("dataset.crop_padding", config.dataset.crop_padding, "0 or more pixels")
     yield from _one_of("trainer.device", config.trainer.device, DEVICES)
@@ -224,6 +248,9 @@ def _recipe(recipe: Recipe, fewest: int) -> Iterator[str]:
             yield _fault(key, getattr(recipe, key), f"{least} or more")
     yield from _positive("lr", recipe.lr)
     yield from _one_of("schedule", recipe.schedule, SCHEDULES)
+    yield from _one_of("optimizer", recipe.optimizer, OPTIMIZERS)
+    if recipe.clip_norm is not None:
+        yield from _positive("clip_norm", recipe.clip_norm)
     for key in ("momentum", "label_smoothing"):
         if not 0 <= getattr(recipe, key) < 1:
             yield _fault(key, getattr(recipe, key), "at least 0 and below 1")

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lpslim.errors import UserError
 from lpslim.modes import evaluating
 from lpslim.units import Units
 
+# Layers with a weight per channel, or several, that go with the channel
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
+COUNTED = (nn.Conv2d, nn.Linear, *NORMS)
 RULE = "multiply-adds of convolution and linear layers; all parameters"
 
 
@@ -50,14 +54,17 @@ class LayerCost:
 
 @torch.no_grad()
 def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
-    """Return every convolution, linear and batch-norm layer, measured on one forward pass.
+    """Return every convolution, linear layer and norm, measured on one forward pass.
 
-    example: (1, C, H, W) on the model's device. The model's mode is kept.
+    example: one input of the network, on its device. The model's mode is kept.
+
+    Raises:
+        UserError: a convolution or linear layer is not called as such, so that its cost is unknown.
     """
     found: list[LayerCost] = []
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+        if isinstance(module, COUNTED):
 
             def record(module: nn.Module, _: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
                 found.append(_describe(name, module, out))
@@ -69,12 +76,18 @@ def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
     finally:
         for handle in handles:
             handle.remove()
+    called = {each.name for each in found}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in called:
+            raise UserError(f"layer {name!r}: is not called by itself: its multiply-adds cannot be counted")
     return found
 
 
 def _describe(name: str, module: nn.Module, out: Tensor) -> LayerCost:
-    if isinstance(module, nn.BatchNorm2d):
-        return LayerCost(name, 0, 0, 0, module.num_features, 2 if module.affine else 0)
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        shared = isinstance(module, nn.PReLU) and module.num_parameters == 1  # one slope for all channels
+        own = [] if shared else list(module.parameters(recurse=False))
+        return LayerCost(name, 0, 0, 0, own[0].numel() if own else 0, len(own))
     vectors = int(module.bias is not None)
     if isinstance(module, nn.Conv2d):
         area = module.kernel_size[0] * module.kernel_size[1]

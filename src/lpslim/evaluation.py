@@ -1,15 +1,15 @@
-"""The one way accuracy is computed: samples are counted, and divided once."""
+"""The one way accuracy is computed: over all samples at once, never a mean over batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpslim.images import Split
 from lpslim.modes import evaluating
+from lpslim.splits import Split
+from lpslim.tasks import CLASSIFICATION, Task
 
 EVAL_BATCH = 500
 PROTOCOLS = ("last", "val", "paper")
@@ -17,22 +17,26 @@ PROTOCOLS = ("last", "val", "paper")
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, forward: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module,
+    split: Split,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    *,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, float]:
-    """Return ``accuracy`` in percent and mean cross-entropy ``loss`` over all of ``split``.
+    """Return the task's metric in percent as ``accuracy``, and the mean ``loss``, over all of ``split``.
 
     ``forward`` may be a compiled or autocast form of ``model``; every module is left in the mode,
     training or evaluation, in which it came.
     """
-    correct = total = 0
+    answers, truths = [], []
     loss = 0.0
     with evaluating(model):
-        for images, labels in split.eval_batches(EVAL_BATCH):
-            logits = (forward or model)(images).float()
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct += int((logits.argmax(dim=1) == labels).sum())
-            total += len(labels)
-    return {"accuracy": 100.0 * correct / total, "loss": loss / total}
+        for inputs, labels in split.eval_batches(EVAL_BATCH):
+            outputs = (forward or model)(inputs).float()
+            loss += task.loss(outputs, labels, reduction="sum").item()
+            answers.append(task.answers(outputs))
+            truths.append(labels)
+    return {"accuracy": task.mark(torch.cat(answers), torch.cat(truths)), "loss": loss / len(split)}
 
 
 def summarise(curve: list[dict[str, float]]) -> dict[str, float]:

@@ -15,6 +15,17 @@ from lpslim.units import Units, norm_of, weight_of
 Measure = Callable[[Tensor], Tensor]
 
 
+def check(model: nn.Module, units: Sequence[Units]) -> None:
+    """Refuse units that make no feature maps.
+
+    Raises:
+        UserError: a layer is no convolution.
+    """
+    for each in units:
+        if weight_of(model, each.layer).ndim != 4:
+            raise UserError(f"layer {each.layer!r}: makes no feature maps, which this criterion looks at")
+
+
 @torch.no_grad()
 def mean_over_images(
     model: nn.Module, units: Sequence[Units], batches: Iterable[Tensor], measure: Measure

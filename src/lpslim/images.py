@@ -7,31 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
-
-
-class Split(Protocol):
-    """What training and evaluation need of a split, in memory or streamed from disk."""
-
-    def __len__(self) -> int: ...
-
-    def to(self, device: torch.device) -> Split:
-        """Return the same split, its batches on ``device``."""
-        ...
-
-    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Yield one shuffled, augmented epoch of images (B, C, H, W) and labels (B,)."""
-        ...
-
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every image once, in order, not augmented."""
-        ...
+from lpslim.splits import Batch, Parts, hold_out
 
 
 @dataclass(frozen=True)
@@ -103,35 +84,6 @@ def crop_flip(padded: Tensor, index: Tensor, shift: Tensor, mirror: Tensor, size
     return padded[index[:, None, None], rows[:, :, None], cols[:, None, :]]
 
 
-@dataclass(frozen=True)
-class ImageData:
-    """A classification data set: its splits and what a record must say of it."""
-
-    name: str
-    source: str
-    fingerprint: str
-    num_classes: int
-    shape: tuple[int, int, int]  # (C, H, W)
-    train: Split
-    val: Split
-    test: Split
-
-    def to(self, device: torch.device) -> ImageData:
-        """Return the same data with every split on ``device``."""
-        moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
-        return replace(self, **moved)
-
-
-def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Return (train, validation) indices of ``count`` samples; the same in every run.
-
-    The split belongs to the data, not to the seed, so that runs can be compared.
-    """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    held = round(count * fraction)
-    return order[held:].sort().values, order[:held].sort().values
-
-
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the exact mean and standard deviation (C,) of uint8 images (N, H, W, C)."""
     values = torch.arange(256, dtype=torch.float64)
@@ -151,7 +103,7 @@ def splits(
     val_fraction: float,
     crop_padding: int,
     flip: bool,
-) -> dict[str, TensorSplit]:
+) -> Parts:
     """Return the ``train``, ``val`` and ``test`` splits of (images, labels) pairs.
 
     Validation images come out of the training set; mean and deviation are those of

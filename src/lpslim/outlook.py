@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 
-from lpslim import lookup
+from lpslim.architecture import Architecture
 from lpslim.config import Config
-from lpslim.images import ImageData
-from lpslim.plan import Step
+from lpslim.keys import canonical
+from lpslim.plan import Step, architecture_of
 from lpslim.recipe import Trainer
+from lpslim.splits import Data, example
 from lpslim.training import make_accelerator
 
-TIMED_IMAGES = 32
+TIMED_BATCH = 32
 TIMED_STEPS = 2
 
 
@@ -32,7 +33,7 @@ class Stage:
     seconds: float
 
 
-def outlook(config: Config, data: ImageData, steps: dict[str, Step]) -> list[Stage]:
+def outlook(config: Config, data: Data, steps: dict[str, Step]) -> list[Stage]:
     """Return the stages of a run with the epochs and the time that those to do will take.
 
     The pruned network is taken to be faster by the multiply-adds that it loses, and as fast as the
@@ -84,35 +85,37 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _dense_epoch(config: Config, data: ImageData) -> float:
+def _dense_epoch(config: Config, data: Data) -> float:
     """Return the seconds of one epoch of the dense network, training and evaluation."""
-    trainer = config.trainer
-    image = _seconds_per_image(
-        config.model.family, config.model.name, data.num_classes, data.shape,
-        trainer.device, trainer.precision, trainer.channels_last, trainer.threads,
-    )  # fmt: skip
-    return image * (len(data.train) + (len(data.val) + len(data.test)) / 3)  # a forward is a third of a step
+    described = canonical(asdict(architecture_of(config.model, data)))
+    shape = getattr(data.train, "typical_shape", data.shape)
+    chosen = config.trainer
+    sample = _seconds_per_sample(
+        described, shape, chosen.device, chosen.precision, chosen.channels_last, chosen.threads
+    )
+    # a forward is a third of a step
+    return sample * (len(data.train) + (len(data.val) + len(data.test)) / 3)
 
 
 @cache
-def _seconds_per_image(
-    family: str, name: str, classes: int, shape: tuple[int, int, int],
+def _seconds_per_sample(
+    described: str, shape: tuple[int, ...],
     device: str, precision: str, channels_last: bool, threads: int | None,
 ) -> float:  # fmt: skip
-    """Time a few training steps on random images; torch's random state is left as it was."""
+    """Time a few training steps on blank inputs; torch's random state is left as it was."""
     with torch.random.fork_rng():
-        model = lookup.find("models", family).build(name, num_classes=classes, in_channels=shape[0])
-        trainer = Trainer(device=device, precision=precision, channels_last=channels_last, threads=threads)
-        accelerator = make_accelerator(replace(trainer, compile=False))
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        model.to(accelerator.device).to(memory_format=layout)
-        images = torch.randn(TIMED_IMAGES, *shape, device=accelerator.device).contiguous(memory_format=layout)
-        labels = torch.randint(classes, (TIMED_IMAGES,), device=accelerator.device)
+        model = Architecture(**json.loads(described)).build()
+        accelerator = make_accelerator(Trainer(device=device, precision=precision, threads=threads))
+        inputs = example(shape, TIMED_BATCH).to(accelerator.device)
+        model.to(accelerator.device).train()
+        if channels_last and inputs.ndim == 4:
+            model.to(memory_format=torch.channels_last)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         for step in range(1 + TIMED_STEPS):
             if step == 1:  # the first one pays for set-up
                 began = time.perf_counter()
             with accelerator.autocast():
-                loss = F.cross_entropy(model(images), labels)
+                loss = model(inputs).float().square().mean()
             torch.autograd.backward(loss)
             loss.item()  # waits for the accelerator
-    return (time.perf_counter() - began) / (TIMED_STEPS * TIMED_IMAGES)
+    return (time.perf_counter() - began) / (TIMED_STEPS * TIMED_BATCH)

@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from lpslim import checkpoints, lookup, store
+from lpslim.architecture import Architecture
 from lpslim.config import Config, Model
-from lpslim.images import ImageData
 from lpslim.keys import stage_key
 from lpslim.penalties import Penalty
 from lpslim.recipe import Recipe, scaled
+from lpslim.splits import Data
 
 VERSIONS = {"baseline": 1, "sparsify": 1, "score": 1, "prune": 1, "finetune": 1}
 # Settings that came after the first results were stored: at these values they change no key
-NEUTRAL = {"across": "minmax", "widths": None, "round_to": 1, "structure": "channels", "weights_from": None}
+NEUTRAL: dict[str, Any] = {
+    "across": "minmax", "widths": None, "round_to": 1, "structure": "channels", "weights_from": None,
+    "configuration": None, "protected": [], "optimizer": "sgd", "clip_norm": None,
+}  # fmt: skip
+# How the streamed images of the first stored results were read: it changes no key either
+FIRST_READING = {"image_size": 64, "workers": 2}
 Info = dict[str, Any]
 
 
@@ -48,7 +54,7 @@ class Step:
         return content
 
 
-def plan(config: Config, data: ImageData) -> dict[str, Step]:
+def plan(config: Config, data: Data) -> dict[str, Step]:
     """Return the stages of a run in order, without doing anything.
 
     ``score`` (and ``widths``, the scores that decide how many channels a layer keeps where another
@@ -67,7 +73,7 @@ def plan(config: Config, data: ImageData) -> dict[str, Step]:
     return steps
 
 
-def _settings(config: Config, data: ImageData) -> dict[str, dict[str, Any]]:
+def _settings(config: Config, data: Data) -> dict[str, dict[str, Any]]:
     """Return per stage what its result depends on: what is computed, not where or how fast."""
     common = {
         "trainer": {key: getattr(config.trainer, key) for key in ("precision", "channels_last", "compile")},
@@ -85,26 +91,33 @@ def _settings(config: Config, data: ImageData) -> dict[str, dict[str, Any]]:
     return settings
 
 
-def _baseline(config: Config, data: ImageData) -> dict[str, Any]:
+def _baseline(config: Config, data: Data) -> dict[str, Any]:
     model, augmentation = config.model, ("val_fraction", "crop_padding", "flip")
-    source = model.weights and checkpoints.identity(model.weights, torchvision_name(model))
+    family = lookup.find("models", model.family)
+    source = None
+    if model.weights and hasattr(family, "identity"):
+        source = family.identity(model.weights)
+    elif model.weights:
+        source = checkpoints.identity(model.weights, torchvision_name(model))
+    configuration = family.configuration(model.name) if hasattr(family, "configuration") else None
     return {
         "model": {
             "family": model.family,
             "name": model.name,
-            **departing({"weights_from": source}),
+            **departing({"weights_from": source, "configuration": configuration}),
         },
         "data": {
             "fingerprint": data.fingerprint,
+            **({"reading": data.reading} if data.reading not in ({}, FIRST_READING) else {}),
             **{key: getattr(config.dataset, key) for key in augmentation},
         },
-        "recipe": asdict(scaled(config.baseline, config.epoch_scale)),
+        **_recipe(config.baseline, config),
     }
 
 
 def _sparsify(config: Config) -> dict[str, Any]:
     chosen = config.regularizer
-    recipe = {"recipe": asdict(scaled(chosen.train, config.epoch_scale))}
+    recipe = _recipe(chosen.train, config)
     if chosen.penalty == "bn_scale":
         return {"penalty": {"name": chosen.penalty}, "lamb": config.lamb, **recipe}
     return {
@@ -116,7 +129,8 @@ def _sparsify(config: Config) -> dict[str, Any]:
 
 
 def _score(config: Config, name: str) -> dict[str, Any]:
-    return {"criterion": name, **({"weights": config.criterion.weights} if has_z(config) else {})}
+    scored_on = {"weights": config.criterion.weights} if has_z(config) else {}
+    return {"criterion": name, **scored_on, **departing({"protected": config.protected})}
 
 
 def _prune(config: Config) -> dict[str, Any]:
@@ -126,18 +140,37 @@ def _prune(config: Config) -> dict[str, Any]:
         "criterion": departing(asdict(config.criterion)),
         "budget": budget or {"ratio": config.ratio},
         "floors": {"adjust": config.adjust, "floor": config.model.floor},
-        **departing({"round_to": config.round_to, "structure": config.structure}),
+        **departing({key: getattr(config, key) for key in ("round_to", "structure", "protected")}),
     }
 
 
 def _finetune(config: Config) -> dict[str, Any]:
-    recipe = {"recipe": asdict(scaled(last_recipe(config), config.epoch_scale))}
+    recipe = _recipe(last_recipe(config), config)
     return recipe if config.retrain == "finetune" else {**recipe, "retrain": config.retrain}
+
+
+def _recipe(recipe: Recipe, config: Config) -> dict[str, Any]:
+    return {"recipe": departing(asdict(scaled(recipe, config.epoch_scale)))}
 
 
 def departing(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings without those at their neutral value."""
     return {key: value for key, value in settings.items() if key not in NEUTRAL or value != NEUTRAL[key]}
+
+
+def architecture_of(model: Model, data: Data) -> Architecture:
+    """Return the dense network for these data, undetermined but for its weights.
+
+    Raises:
+        UserError: its configuration cannot be found.
+    """
+    family = lookup.find("models", model.family)
+    arguments: dict[str, Any] = {"num_classes": data.num_classes}
+    if hasattr(family, "configuration"):
+        arguments["configuration"] = family.configuration(model.name)
+    else:
+        arguments["in_channels"] = data.shape[0]
+    return Architecture(model.family, model.name, data.shape, arguments)
 
 
 def torchvision_name(model: Model) -> str:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-SCHEDULES = ("cosine", "step", "constant")
+SCHEDULES = ("cosine", "step", "linear", "constant")
+OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("no", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
 class Recipe:
-    """SGD with momentum, for so many epochs, along a learning-rate schedule."""
+    """SGD with momentum, or AdamW, for so many epochs, along a learning-rate schedule.
+
+    AdamW's first beta is the momentum, its second 0.999; it decays matrices and kernels, not biases
+    or norms. ``clip_norm`` bounds the norm of the loss's gradient; null: no bound.
+    """
 
     epochs: int = 1
     lr: float = 0.1
@@ -23,6 +28,8 @@ class Recipe:
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    optimizer: str = "sgd"
+    clip_norm: float | None = None
 
 
 @dataclass
@@ -49,7 +56,8 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
     """Return the rate at a (fractional) epoch: a linear warm-up, then the schedule.
 
     ``cosine``: ``lr/2 * (1 + cos(pi * (e - w) / (E - w)))`` with w warm-up epochs of E.
-    ``step``: a tenth after each milestone, a fraction of E. ``constant``: ``lr``.
+    ``step``: a tenth after each milestone, a fraction of E. ``linear``: falls to zero in a
+    straight line. ``constant``: ``lr``.
     """
     if epoch < recipe.warmup_epochs:
         return recipe.lr * epoch / recipe.warmup_epochs
@@ -59,4 +67,6 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
         passed = sum(epoch >= part * recipe.epochs for part in recipe.milestones)
         return recipe.lr * 0.1**passed
     done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+    if recipe.schedule == "linear":
+        return recipe.lr * (1 - done)
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))

@@ -24,8 +24,11 @@ SCHEMA = 1
 PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
           "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
 # Settings that came after the first records were written, and what their absence means
-LATER = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,
-         "criterion.across": "minmax", "criterion.widths": None}  # fmt: skip
+LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,
+         "criterion.across": "minmax", "criterion.widths": None, "protected": [],
+         "dataset.max_length": 128, "dataset.tokenizer": "",
+         **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
+            for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate")
 
 
@@ -37,10 +40,11 @@ class Record:
     differs: config keys in which the run departs from that experiment file (the seed aside):
         ``{key: [the file's value, the run's value]}``; such a run is not that row.
     config: the composed config. stages: name -> key.
-    data: ``name``, ``source``, ``fingerprint`` and the number of ``train``, ``val``, ``test`` samples.
+    data: ``name``, ``source``, ``fingerprint``, ``metric`` (absent: accuracy) and the number of
+        ``train``, ``val``, ``test`` samples.
     cost: ``rule``, ``dense`` and ``pruned`` (each ``macs``, ``params``), ``flops_drop``, ``params_drop``.
     accuracy: stage -> protocol (``last``, ``val``, ``paper``; see evaluation.summarise) -> test
-        accuracy; the stage ``prune`` (before fine-tuning) has ``last`` alone.
+        accuracy, or the data's metric; the stage ``prune`` (before fine-tuning) has ``last`` alone.
     channels: pruned layer -> [kept, of]. convergence: a row per outer ADMM iteration
         (``iteration``, ``epoch``, ``primal``, ``dual``, ``sparsity``, ``capped``); may be empty.
     curves: stage -> column (``train_loss``, ``val_accuracy``, ``test_accuracy``) -> value per epoch.

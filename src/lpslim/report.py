@@ -11,8 +11,8 @@ import pandas as pd
 from lpslim import records, store
 from lpslim.config import Config
 from lpslim.cost import RULE
-from lpslim.images import ImageData
 from lpslim.records import Record
+from lpslim.splits import Data
 
 DIGITS = 4  # of a percentage or a loss: finer than any set of images can tell
 COLUMNS = ("train_loss", "val_accuracy", "test_accuracy")
@@ -22,7 +22,7 @@ def make_record(
     config: Config,
     composed: dict[str, Any],
     differs: dict[str, list[Any]],
-    data: ImageData,
+    data: Data,
     keys: dict[str, str],
     infos: dict[str, dict[str, Any]],
     device: str,
@@ -40,6 +40,7 @@ def make_record(
             "name": data.name,
             "source": data.source,
             "fingerprint": data.fingerprint,
+            "metric": data.task.metric,
             **{split: len(getattr(data, split)) for split in ("train", "val", "test")},
         },
         cost={"rule": RULE, **{key: pruned[key] for key in ("dense", "pruned", "flops_drop", "params_drop")}},
@@ -72,9 +73,10 @@ def summary(record: Record, selection: str) -> str:
     """Return the lines that end a run's output."""
     cost, accuracy = record.cost, record.accuracy
     dense, pruned = cost["dense"], cost["pruned"]
+    metric = record.data.get("metric", "accuracy")
     return "\n".join(
         [
-            f"{record.experiment}, seed {record.seed}: test accuracy (selection={selection})",
+            f"{record.experiment}, seed {record.seed}: test {metric} (selection={selection})",
             f"  dense              {accuracy['baseline'][selection]:6.2f} %   "
             f"{dense['macs'] / 1e6:9.2f} M multiply-adds   {dense['params'] / 1e6:7.3f} M parameters",
             f"  pruned             {accuracy['prune']['last']:6.2f} %   "

@@ -14,10 +14,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lpslim import lookup, records, report, store
 from lpslim.config import Config
-from lpslim.images import ImageData
 from lpslim.outlook import Stage, lines, outlook, total
 from lpslim.plan import Step, plan
-from lpslim.stages import Pipeline, check_target
+from lpslim.splits import Data
+from lpslim.stages import Pipeline
+from lpslim.survey import check_target
 from lpslim.training import make_accelerator
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]
 def _record(
     config: Config,
     differs: dict[str, list[Any]],
-    data: ImageData,
+    data: Data,
     steps: dict[str, Step],
     infos: dict[str, dict[str, Any]],
 ) -> records.Record:

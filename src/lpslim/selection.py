@@ -99,7 +99,8 @@ def strongest(units: Sequence[Units], scores: Sequence[Tensor], widths: Sequence
 
 
 def _steps(units: Sequence[Units], round_to: int) -> list[int]:
-    return [math.lcm(round_to, each.groups) // each.groups for each in units]
+    widths = [each.groups * each.span for each in units]
+    return [math.lcm(round_to, width) // width for width in widths]
 
 
 def by_ratio(

@@ -8,6 +8,12 @@ from torch import nn
 from lpslim.training import Hooks
 
 
+def scales(model: nn.Module) -> list[nn.Parameter]:
+    """Return the scales of every batch-norm that has one."""
+    norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    return [norm.weight for norm in norms if norm.affine]
+
+
 class ScaleSparsifier(Hooks):
     """Adds the sub-gradient ``lamb * sign(gamma)`` to the scales of every batch-norm.
 
@@ -15,8 +21,7 @@ class ScaleSparsifier(Hooks):
     """
 
     def __init__(self, model: nn.Module, *, lamb: float) -> None:
-        norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
-        self.scales = [norm.weight for norm in norms if norm.affine]
+        self.scales = scales(model)
         self.lamb = lamb
 
     @torch.no_grad()

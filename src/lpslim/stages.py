@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lpslim import architecture, checkpoints, lookup, masking, selection, store, surgery
+from lpslim import architecture, checkpoints, lookup, masking, selection, store
 from lpslim.architecture import Architecture
 from lpslim.config import Config
-from lpslim.cost import Cost, CostModel, layer_costs
-from lpslim.errors import UserError
+from lpslim.cost import Cost, layer_costs
 from lpslim.evaluation import PROTOCOLS, evaluate, summarise
-from lpslim.images import ImageData
 from lpslim.keys import derive_seed
-from lpslim.plan import Info, Step, last_recipe, penalty, torchvision_name
+from lpslim.plan import Info, Step, architecture_of, last_recipe, penalty, torchvision_name
 from lpslim.recipe import Recipe, scaled
 from lpslim.slimming import ScaleSparsifier
 from lpslim.sparsify import Sparsifier
+from lpslim.splits import Data, example
+from lpslim.survey import share, survey
 from lpslim.training import Hooks, fit, make_accelerator
 from lpslim.units import Units, pooled, regularised_weights
 
@@ -36,71 +36,11 @@ SAMPLE_BATCHES, SAMPLE_SIZE = 5, 128  # images that HRank and CHIP look at, as i
 
 
 @dataclass(frozen=True)
-class Survey:
-    """The dense network's prunable units, what fewer of them cost, and how few may be left."""
-
-    units: list[Units]
-    cost: CostModel
-    least: list[int]
-
-    def kept(self, config: Config, scores: list[Tensor]) -> selection.Kept:
-        """Return the units that stay under the configured budget.
-
-        Raises:
-            UserError: the target cannot be met.
-        """
-        if config.target_flops is not None:
-            drop, target = self.cost.flops_drop, config.target_flops
-        elif config.target_params is not None:
-            drop, target = self.cost.params_drop, config.target_params
-        else:
-            return selection.by_ratio(self.units, scores, self.least, config.ratio, config.round_to)
-        return selection.by_target(self.units, scores, self.least, target, drop, config.round_to)
-
-
-def survey(config: Config, model: nn.Module, data: ImageData) -> Survey:
-    """Look at the dense network."""
-    example = torch.zeros(1, *data.shape)
-    units = surgery.find_units(model, example, lookup.find("models", config.model.family).prunable(model))
-    cost = CostModel(layer_costs(model, example), units, sum(p.numel() for p in model.parameters()))
-    return Survey(units, cost, selection.floors(units, adjust=config.adjust, floor=config.model.floor))
-
-
-def check_target(config: Config, data: ImageData) -> None:
-    """Refuse, before anything is trained, images that do not fit or a target beyond the floors.
-
-    Raises:
-        UserError: with what does not fit, or the range that can be reached.
-    """
-    try:
-        found = survey(config, _described(config, data).build(), data)
-    except RuntimeError as problem:  # too small for its poolings, say
-        raise UserError(
-            f"model={config.model.name}: does not take images {data.shape}: {problem}"
-        ) from problem
-    if config.structure == "weights":
-        return
-    for key, drop in (("target_flops", found.cost.flops_drop), ("target_params", found.cost.params_drop)):
-        target = getattr(config, key)
-        if target is not None and target > drop(found.least) + selection.TOLERANCE:
-            raise UserError(
-                f"{key}={target}: must be at most {drop(found.least):.4f}: with these floors "
-                f"(adjust={config.adjust}, model.floor={config.model.floor}, one channel a layer) "
-                "no more can be removed"
-            )
-
-
-def _described(config: Config, data: ImageData) -> Architecture:
-    arguments = {"num_classes": data.num_classes, "in_channels": data.shape[0]}
-    return Architecture(config.model.family, config.model.name, data.shape, arguments)
-
-
-@dataclass(frozen=True)
 class Pipeline:
     """One run on loaded data; ``writer`` takes the scalars of every epoch."""
 
     config: Config
-    data: ImageData
+    data: Data
     steps: dict[str, Step]
     writer: SummaryWriter
 
@@ -140,7 +80,7 @@ class Pipeline:
     def _measured(self, model: nn.Module) -> dict[str, float]:
         """Return the accuracy of a network that is not trained: the same under every protocol."""
         device = make_accelerator(self.config.trainer).device
-        accuracy = evaluate(model.to(device), self.data.test.to(device))["accuracy"]
+        accuracy = evaluate(model.to(device), self.data.test.to(device), task=self.data.task)["accuracy"]
         model.to("cpu")
         return dict.fromkeys(PROTOCOLS, accuracy)
 
@@ -153,14 +93,16 @@ class Pipeline:
         """Train the dense network, from scratch or from given weights."""
         chosen = self.config.model
         torch.manual_seed(derive_seed(self.config.seed, "initial weights"))
-        described = _described(self.config, self.data)
-        model = described.build()
-        if chosen.weights:
-            family = lookup.find("models", chosen.family)
+        dense = architecture_of(chosen, self.data)
+        model = dense.build()
+        family = lookup.find("models", chosen.family)
+        if chosen.weights and hasattr(family, "initialise"):
+            family.initialise(model, chosen.weights)
+        elif chosen.weights:
             aliases = getattr(family, "ALIASES", {})
             checkpoints.initialise(model, chosen.weights, torchvision_name(chosen), aliases)
         info = self._fit(model, "baseline", scaled(self.config.baseline, self.config.epoch_scale))
-        architecture.save(folder, model, described)
+        architecture.save(folder, model, dense)
         return info
 
     def _sparsify(self, _: Step, folder: Path) -> Info:
@@ -193,10 +135,10 @@ class Pipeline:
         """Score every channel by one criterion."""
         device = make_accelerator(self.config.trainer).device
         model = self._scored()
-        units = survey(self.config, model, self.data).units
+        units = survey(self.config, model, self.data).without(self.config.protected).units
         torch.manual_seed(derive_seed(self.config.seed, "score"))
         seed = derive_seed(self.config.seed, "score", "batches")
-        batches = self.data.train.to(device).train_batches(SAMPLE_SIZE, seed)
+        batches = self.data.train.to(device).train_batches(min(SAMPLE_SIZE, len(self.data.train)), seed)
         images = (images for images, _ in islice(batches, SAMPLE_BATCHES))
         score = lookup.find("criteria", step.depends_on["criterion"]).score
         found = pooled(units, score(model.to(device), units, images))
@@ -214,15 +156,15 @@ class Pipeline:
         model, described = architecture.load(self._trunk), architecture.describe(self._trunk)
         if config.structure == "weights":
             return self._mask(folder, model, described)
-        found = survey(config, model, self.data)
+        found = survey(config, model, self.data).without(config.protected)
         if config.criterion.widths:
             widest = found.kept(config, self._scores("widths", found.units, "minmax"))
             scores = self._scores("score", found.units, "raw")
             kept = selection.strongest(found.units, scores, [len(widest[each.layer]) for each in found.units])
         else:
             kept = found.kept(config, self._scores("score", found.units, config.criterion.across))
-        surgery.prune(model, torch.zeros(1, *self.data.shape), kept)
-        architecture.save(folder, model, replace(described, kept=kept))
+        described = replace(described, kept=kept)
+        architecture.save(folder, described.cut(model), described)
         widths = [len(kept[each.layer]) for each in found.units]
         channels = {each.layer: [n * each.groups, each.size * each.groups]
                     for each, n in zip(found.units, widths, strict=True)}  # fmt: skip
@@ -231,15 +173,14 @@ class Pipeline:
     def _mask(self, folder: Path, model: nn.Module, described: Architecture) -> Info:
         """Set the weights that are smallest in Z (or W) to zero, up to the budget."""
         config = self.config
-        example = torch.zeros(1, *self.data.shape)
-        layers = layer_costs(model, example)
+        layers = layer_costs(model, example(self.data.shape))
         dense = masking.remaining(model, layers)
         scored = regularised_weights(self._scored())
         price, budget = dict.fromkeys(scored, 1.0), config.ratio * sum(w.numel() for w in scored.values())
         if config.target_flops is not None:
             price, budget = masking.positions(layers, list(scored)), config.target_flops * dense.macs
         elif config.target_params is not None:
-            budget = config.target_params * dense.params
+            budget = share(config.target_params, dense.params) * dense.params
         masking.apply(model, masking.smallest(scored, regularised_weights(model), price, budget))
         architecture.save(folder, model, described)
         return self._pruned(model, {}, dense, masking.remaining(model, layers))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lpslim.errors import UserError
 from lpslim.modes import evaluating
-from lpslim.units import Prunable, Units
+from lpslim.units import Prunable, Units, is_protected
 
 logging.getLogger("torch_pruning").setLevel(logging.ERROR)
 
@@ -49,13 +49,13 @@ def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -
     Args:
         model: any network that Torch-Pruning can trace.
         example: (1, C, H, W), on the model's device.
-        protected: layers, or modules with all that is in them, that keep every unit.
+        protected: layers, modules with all that is in them, or globs, that keep every unit.
 
     Raises:
         UserError: a protected name is not in the network.
     """
     modules = dict(model.named_modules())
-    if unknown := [name for name in protected if name not in modules]:
+    if unknown := [each for each in protected if not any(is_protected(name, [each]) for name in modules)]:
         raise UserError(f"protected: the network has no {unknown[0]!r}")
     graph = _graph(model, example)
     found: list[Units] = []
@@ -63,13 +63,16 @@ def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -
     for name, module in modules.items():
         if not isinstance(module, nn.Conv2d | nn.Linear) or name in owned:
             continue
-        parts = list(_group(graph, module, list(range(module.weight.shape[0]))))
+        try:
+            parts = list(_group(graph, module, list(range(module.weight.shape[0]))))
+        except ValueError:  # the trace does not see it: nn.MultiheadAttention's, say
+            continue
         if not _stands_alone(graph, module, parts):
             continue
         each = _described(graph, modules, name, parts, sensitive=False)
         touched = (name, *each.producers)
         owned.update(touched)
-        if each.consumers and not any(_inside(layer, protected) for layer in touched):
+        if each.consumers and not any(is_protected(layer, protected) for layer in touched):
             found.append(each)
     return found
 
@@ -86,11 +89,7 @@ def prune(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) 
     graph = _graph(model, example)
     units = _units(graph, model, [Prunable(name) for name in kept])
     for each in units:
-        chosen = list(kept[each.layer])
-        if not chosen or chosen != sorted(set(chosen) & set(range(each.size))):
-            raise UserError(
-                f"layer {each.layer!r}: kept units must be sorted, distinct, in 0..{each.size - 1}, not none"
-            )
+        each.check(kept[each.layer])
     modules = dict(model.named_modules())
     for each in units:
         gone = sorted(set(range(each.size)) - set(kept[each.layer]))
@@ -105,7 +104,10 @@ def _units(graph: Any, model: nn.Module, prunables: Sequence[Prunable]) -> list[
     owner: dict[str, str] = {}
     for wanted in prunables:
         layer = _layer(modules, wanted.layer)
-        parts = list(_group(graph, layer, list(range(layer.weight.shape[0]))))
+        try:
+            parts = list(_group(graph, layer, list(range(layer.weight.shape[0]))))
+        except ValueError as problem:
+            raise UserError(f"layer {wanted.layer!r}: Torch-Pruning does not see it ({problem})") from problem
         each = _described(graph, modules, wanted.layer, parts, wanted.sensitive)
         for name in each.producers:
             if owner.setdefault(name, each.layer) != each.layer:
@@ -146,10 +148,6 @@ def _stands_alone(graph: Any, layer: nn.Conv2d | nn.Linear, parts: Sequence[Any]
         if graph.is_out_channel_pruning_fn(part.handler) and list(indices) != channels:
             return False
     return True
-
-
-def _inside(layer: str, protected: Sequence[str]) -> bool:
-    return any(layer == name or layer.startswith(f"{name}.") for name in protected)
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:

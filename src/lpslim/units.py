@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,9 +27,10 @@ class Prunable:
 class Units:
     """The units of one layer: removing one shrinks the outputs and inputs listed here.
 
-    A unit is one channel, or one of each of ``groups`` groups where a grouped convolution is
-    touched. ``producers`` lose an output channel with each unit (the layer itself, its
-    batch-norm, ...), ``consumers`` lose input channels.
+    A unit is one channel, or one of each of ``groups`` groups where a grouped convolution is touched, or
+    ``span`` channels side by side: an attention head. ``producers`` lose an output channel with each
+    unit (the layer itself, its batch-norm, ...), ``consumers`` lose input channels. ``weighed``: the
+    weights that a unit is scored by, as (layer, axis of its channels); none given: the layer's own.
     """
 
     layer: str
@@ -37,10 +39,31 @@ class Units:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     groups: int = 1
+    span: int = 1
+    weighed: tuple[tuple[str, int], ...] = ()
+
+    def check(self, chosen: Sequence[int]) -> None:
+        """Refuse a choice of units that cannot be what is kept.
+
+        Raises:
+            UserError: not sorted, not distinct, none, or beyond the last.
+        """
+        if not chosen or list(chosen) != sorted(set(chosen) & set(range(self.size))):
+            raise UserError(
+                f"layer {self.layer!r}: kept units must be sorted, distinct, in 0..{self.size - 1}, not none"
+            )
 
     def __str__(self) -> str:
         mark = ", sensitive" if self.sensitive else ""
         return f"{self.layer}: {self.size} units{mark} -> {', '.join(self.consumers)}"
+
+
+def is_protected(layer: str, protected: Sequence[str]) -> bool:
+    """Return whether a layer is named, by itself, by a module that it is in, or by a glob: ``layer3.*``."""
+    return any(
+        layer == name or layer.startswith(f"{name}.") or fnmatch.fnmatchcase(layer, name)
+        for name in protected
+    )
 
 
 def regularised_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -68,8 +91,11 @@ def weight_of(model: nn.Module, layer: str) -> Tensor:
 
 
 def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:
-    """Return scores per unit (size,) from scores per channel (size * groups,): the sum over its groups."""
-    return [s.view(each.groups, each.size).sum(dim=0) for each, s in zip(units, scores, strict=True)]
+    """Return scores per unit (size,) from scores per channel (groups * size * span,): sums over channels."""
+    return [
+        s.view(each.groups, each.size, each.span).sum(dim=(0, 2))
+        for each, s in zip(units, scores, strict=True)
+    ]
 
 
 def norm_of(model: nn.Module, units: Units) -> nn.BatchNorm2d:

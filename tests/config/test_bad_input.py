@@ -25,7 +25,8 @@ BAD = {
     "ratio=1.2": "ratio=1.2: must be at least 0 and below 1",
     "adjust=1": "adjust=1.0: must be at least 0 and below 1",
     "target_flops=60.6": "target_flops=60.6: must be the share to remove, above 0 and below 1, or null",
-    "target_params=0": "target_params=0.0: must be the share to remove, above 0 and below 1, or null",
+    "target_params=0": "target_params=0.0: must be the share to remove, above 0 and below 1, or how many to "
+    "leave (67e6), or null",
     "seed=-1": "seed=-1: must be 0 or more",
     "seed=1.5": "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer",
     "selection=best": "selection=best: must be one of last, val, paper",
@@ -33,15 +34,17 @@ BAD = {
     "rohh=3": "rohh: no such key; did you mean rho?",
     "+anything=1": "anything: no such key; python run.py --help lists the keys",
     "dataset.rooot=x": "dataset.rooot: no such key; did you mean dataset.root or dataset.rgb?",
-    "model=bert": "model=bert: no such choice; one of resnet101, resnet110, resnet18, resnet20, resnet32, "
-    "resnet34, resnet44, resnet50, resnet56, torchvision, vgg16, vgg19, vgg_small",
+    "model=bert": "model=bert: no such choice; one of bert_base, bert_tiny, minilm, resnet101, resnet110, "
+    "resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, torchvision, vgg16, vgg19, "
+    "vgg_small",
     "schedule=linear": "schedule=linear: no such choice; one of cosine, step",
-    "model.family=nope": "model.family=nope: must be one of resnet_cifar, resnet_imagenet, torchvision_zoo, "
-    "vgg",
+    "model.family=nope": "model.family=nope: must be one of bert, resnet_cifar, resnet_imagenet, "
+    "torchvision_zoo, vgg",
     "model.name=vgg16": "model.name=vgg16: must be one of resnet20, resnet32, resnet44, resnet56, resnet110",
     "model.input=text": "dataset=digits: gives image input, but model=resnet20 reads text",
     "model.floor=1": "model.floor=1.0: must be at least 0 and below 1",
-    "dataset.source=os": "dataset.source=os: must be one of cifar, digits, imagefolder, tiny_imagenet",
+    "dataset.source=os": "dataset.source=os: must be one of cifar, digits, glue, grammar, imagefolder, "
+    "tiny_imagenet",
     "dataset.val_fraction=0": "dataset.val_fraction=0.0: must be above 0 and below 1",
     "dataset.crop_padding=-1": "dataset.crop_padding=-1: must be 0 or more pixels",
     "dataset.image_size=9": "dataset.image_size=9: must be a multiple of 8 for the digits",
@@ -60,7 +63,10 @@ BAD = {
     "round_to=0": "round_to=0: must be 1 or more channels",
     "criterion.weights=U": "criterion.weights=U: must be one of Z, W",
     "regularizer.train.epochs=0": "regularizer.train.epochs=0: must be 1 or more",
-    "baseline.schedule=linear": "baseline.schedule=linear: must be one of cosine, step, constant",
+    "baseline.schedule=square": "baseline.schedule=square: must be one of cosine, step, linear, constant",
+    "baseline.optimizer=adam": "baseline.optimizer=adam: must be one of sgd, adamw",
+    "finetune.clip_norm=0": "finetune.clip_norm=0.0: must be a positive number",
+    "dataset.max_length=1": "dataset.max_length=1: must be 2 tokens or more",
     "finetune.batch_size=0": "finetune.batch_size=0: must be 1 or more",
     "finetune.momentum=1": "finetune.momentum=1.0: must be at least 0 and below 1",
     "finetune.weight_decay=-1": "finetune.weight_decay=-1.0: must be 0 or more",

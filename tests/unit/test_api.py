@@ -170,3 +170,10 @@ def test_ones_own_network_comes_back_from_its_folder(tmp_path):
         lpslim.save(tmp_path / "own", pruned)
     with pytest.raises(UserError, match=r"layer 'body\.0': the network has no convolution or linear layer"):
         lpslim.load(tmp_path / "own", model=nn.Sequential(nn.Conv2d(1, 2, 1)))
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t"])
+def test_attention_that_the_trace_does_not_see_is_refused_by_name(name):
+    model = torchvision.models.get_model(name, weights=None, num_classes=10)
+    with pytest.raises(UserError, match="is not called by itself: its multiply-adds cannot be counted"):
+        lpslim.prune(model, torch.zeros(1, 3, 224, 224), ratio=0.3)

@@ -210,6 +210,6 @@ def test_a_family_outside_the_package(saved):
     change(folder, family="os.path")
     with pytest.raises(
         UserError,
-        match=r"models: 'os\.path' is not one of resnet_cifar, resnet_imagenet, torchvision_zoo, vgg",
+        match=r"models: 'os\.path' is not one of bert, resnet_cifar, resnet_imagenet, torchvision_zoo, vgg",
     ):
         architecture.load(folder)

@@ -306,8 +306,11 @@ def test_a_table_sets_rivals_and_controls_apart(kind):
 def test_settings_that_came_later_do_not_part_old_records_from_new():
     new, old = synthetic.record(seed=0), synthetic.record(seed=1)
     for key in records.LATER:
-        part, _, name = key.rpartition(".")
-        del (old.config[part] if part else old.config)[name]
+        *parts, name = key.split(".")
+        inner = old.config
+        for part in parts:
+            inner = inner[part]
+        del inner[name]
     (group,) = grouped([new, old])
     assert len(group.records) == 2
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lpslim import lookup, selection, surgery
 from lpslim.cost import Cost, CostModel, count, layer_costs
+from lpslim.errors import UserError
 from lpslim.units import Prunable
 
 CIFAR, IMAGENET, SMALL = (3, 32, 32), (3, 224, 224), (3, 64, 64)
@@ -216,3 +217,31 @@ def test_measuring_leaves_no_trace(network, training):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(module.training is training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class WithNorms(nn.Module):
+    """Norms and slopes with a parameter per channel, in a layer that loses channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.norm = nn.InstanceNorm2d(4, affine=True)
+        self.slope = nn.PReLU(4)
+        self.out = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.slope(self.norm(self.conv(x))))
+
+
+def test_every_parameter_that_goes_with_a_channel_counts():
+    model, example = WithNorms(), torch.rand(1, 3, 6, 6)
+    predict = cost_model(model, example, [Prunable("conv")])
+    surgery.prune(model, example, {"conv": [2]})
+    assert predict([1]) == count(model, example)
+
+
+def test_a_layer_that_is_not_called_is_not_passed_over_in_silence():
+    model = nn.ModuleDict({"used": nn.Conv2d(3, 4, 1), "attention": nn.MultiheadAttention(4, 2)})
+    model.forward = lambda x: model["attention"](*[model["used"](x).flatten(2).permute(2, 0, 1)] * 3)[0]
+    with pytest.raises(UserError, match=r"^layer 'attention\.out_proj': is not called by itself"):
+        count(model, torch.zeros(1, 3, 2, 2))

@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from lpslim.data import cifar, tiny_imagenet
 from lpslim.errors import UserError
-from lpslim.images import hold_out
+from lpslim.splits import hold_out
 
 THEN = 10**18  # a time of change in nanoseconds: it is part of the cache's name
 

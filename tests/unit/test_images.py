@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lpslim.data import cifar, digits
 from lpslim.errors import UserError
-from lpslim.images import ImageData, TensorSplit, crop_flip, hold_out, pixel_statistics, splits
+from lpslim.images import TensorSplit, crop_flip, pixel_statistics, splits
+from lpslim.splits import Data, hold_out
 
 
 def noise(count: int, height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
@@ -249,7 +250,7 @@ def tree(tmp_path) -> Path:
     return root
 
 
-def load(root: Path, cache: Path, val_fraction: float = 0.1) -> ImageData:
+def load(root: Path, cache: Path, val_fraction: float = 0.1) -> Data:
     settings = SimpleNamespace(
         name="cifar10", root=str(root), download=False, val_fraction=val_fraction, crop_padding=4, flip=True
     )
@@ -389,7 +390,7 @@ def test_nothing_there(tmp_path, make):
 # ---- digits
 
 
-def load_embedded(tmp_path: Path, image_size: int = 8, rgb: bool = False) -> ImageData:
+def load_embedded(tmp_path: Path, image_size: int = 8, rgb: bool = False) -> Data:
     settings = SimpleNamespace(
         name="digits", image_size=image_size, rgb=rgb, val_fraction=0.1, crop_padding=1, flip=False
     )

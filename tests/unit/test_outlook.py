@@ -1,10 +1,14 @@
 """What a run says before it begins."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from lpslim import outlook
+from lpslim.architecture import Architecture
 from lpslim.cli import checked
+from lpslim.keys import canonical
 from lpslim.outlook import Stage, duration, lines, total
 from lpslim.plan import Step
 from tests.composing import composed
@@ -61,7 +65,8 @@ def test_timing_leaves_the_random_state_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    outlook._seconds_per_image.cache_clear()
-    seconds = outlook._seconds_per_image("vgg", "vgg_small", 10, (1, 8, 8), "cpu", "no", True, None)
+    outlook._seconds_per_sample.cache_clear()
+    network = Architecture("vgg", "vgg_small", (1, 8, 8), {"num_classes": 10, "in_channels": 1})
+    seconds = outlook._seconds_per_sample(canonical(asdict(network)), (1, 8, 8), "cpu", "no", True, None)
     assert seconds > 0
     assert torch.equal(torch.rand(1), expected)

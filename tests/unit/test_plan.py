@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from lpslim import records
+from lpslim import lookup, records
 from lpslim.cli import checked
 from lpslim.plan import plan
 from tests.composing import ROOT, composed
 
-DATA = SimpleNamespace(fingerprint="f" * 64)
+DATA = SimpleNamespace(fingerprint="f" * 64, reading={})
 RECORDS = [r for r in records.read_all(ROOT / "results") if not r.differs]
 
 
@@ -20,7 +20,9 @@ def keys(*overrides):
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: f"{r.experiment}-{r.seed}")
 def test_the_plan_finds_the_stages_of_every_record_that_was_kept(record):
     config = checked(composed(f"experiment={record.experiment}", f"seed={record.seed}"))
-    found = plan(config, SimpleNamespace(fingerprint=record.data["fingerprint"]))
+    data = lookup.find("data", config.dataset.source)
+    reading = getattr(data, "reading", lambda _: {})(config.dataset)
+    found = plan(config, SimpleNamespace(fingerprint=record.data["fingerprint"], reading=reading))
     planned = {name: step.key for name, step in found.items()}
     assert {name: planned[name] for name in record.stages} == record.stages
 
@@ -75,3 +77,13 @@ def test_a_setting_changes_the_keys_from_its_stage_on(override, first):
     assert [n for n in changed if n != "score"] == trunk[
         trunk.index("prune" if first == "score" else first) :
     ]
+
+
+@pytest.mark.parametrize("other", [{"image_size": 112, "workers": 2}, {"image_size": 64, "workers": 4}])
+def test_streamed_images_of_another_size_or_another_crop_are_other_data(other):
+    config = checked(composed("dataset=imagenette", "model=resnet50"))
+    one, two = (
+        plan(config, SimpleNamespace(fingerprint="listing:x", reading=reading))
+        for reading in ({"image_size": 64, "workers": 2}, other)
+    )
+    assert all(one[name].key != two[name].key for name in one)

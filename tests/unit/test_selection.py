@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -360,3 +361,9 @@ def test_units_of_a_grouped_convolution_pool_their_channels():
     units = [Units("a", 2, False, (), (), groups=3), Units("b", 2, False, (), ())]
     scores = [torch.tensor([1.0, 2.0, 10.0, 20.0, 100.0, 200.0]), torch.tensor([7.0, 8.0])]
     assert [s.tolist() for s in pooled(units, scores)] == [[111.0, 222.0], [7.0, 8.0]]
+
+
+def test_heads_are_multiples_of_their_own_width():
+    heads = Units("query", 12, False, ("query",), ("output",), span=64)
+    assert selection._steps([heads], 8) == [1]
+    assert selection._steps([replace(heads, span=12)], 8) == [2]  # 24 channels

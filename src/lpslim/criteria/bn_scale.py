@@ -9,6 +9,16 @@ from torch import Tensor, nn
 from lpslim.units import Units, norm_of
 
 
+def check(model: nn.Module, units: Sequence[Units]) -> None:
+    """Refuse units without a batch-norm.
+
+    Raises:
+        UserError: no batch-norm with a scale follows a layer.
+    """
+    for each in units:
+        norm_of(model, each)
+
+
 def score(model: nn.Module, units: Sequence[Units], batches: Iterable[Tensor] = ()) -> list[Tensor]:
     """Return ``|gamma_j|`` per channel, float64 (channels,) for each layer.
 

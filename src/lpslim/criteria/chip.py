@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lpslim.feature_maps import check as check
 from lpslim.feature_maps import mean_over_images
 from lpslim.units import Units
 

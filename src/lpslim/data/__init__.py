@@ -1,1 +1,1 @@
-"""Data sets: one module each, whose ``load`` returns a :class:`lpslim.data.images.ImageData`."""
+"""Data sets: one module each, whose ``load`` returns a :class:`lpslim.splits.Data`."""

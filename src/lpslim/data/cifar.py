@@ -13,13 +13,14 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from lpslim.errors import UserError
 from lpslim.folders import decode, list_images
-from lpslim.images import ImageData, splits
+from lpslim.images import splits
+from lpslim.splits import Data
 
 SIZE = 32
 ORIGINALS = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}
 
 
-def load(settings: Any, cache: Path) -> ImageData:
+def load(settings: Any, cache: Path) -> Data:
     """Return the data set ``settings.name`` from ``settings.root``; downloads it if ``settings.download``.
 
     Two layouts are understood: torchvision's ``cifar-10-batches-py/`` or ``cifar-100-python/``, and
@@ -49,7 +50,7 @@ def load(settings: Any, cache: Path) -> ImageData:
         crop_padding=settings.crop_padding,
         flip=settings.flip,
     )
-    return ImageData(settings.name, source, fingerprint, classes, (3, SIZE, SIZE), **parts)
+    return Data(settings.name, source, fingerprint, classes, (3, SIZE, SIZE), **parts)
 
 
 def _torchvision_batches(name: str, root: Path, download: bool) -> tuple[dict[str, Tensor], str]:

@@ -14,12 +14,13 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from lpslim.images import ImageData, splits
+from lpslim.images import splits
+from lpslim.splits import Data
 
 TEST_FRACTION = 0.2
 
 
-def load(settings: Any, cache: Path) -> ImageData:
+def load(settings: Any, cache: Path) -> Data:
     """Return the digits; a fifth, stratified and always the same, is the test set.
 
     ``settings.image_size``, a multiple of 8, repeats pixels; ``settings.rgb`` repeats the channel.
@@ -42,4 +43,4 @@ def load(settings: Any, cache: Path) -> ImageData:
     )
     height, width, channels = grey.shape[1:]
     shape = (channels, height, width)
-    return ImageData(settings.name, "scikit-learn, embedded", fingerprint, 10, shape, **parts)
+    return Data(settings.name, "scikit-learn, embedded", fingerprint, 10, shape, **parts)

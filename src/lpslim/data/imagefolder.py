@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from lpslim.errors import UserError
 from lpslim.folders import list_images
-from lpslim.images import Batch, ImageData, hold_out
+from lpslim.splits import Batch, Data, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
 CPU = torch.device("cpu")
@@ -87,7 +87,12 @@ class StreamedSplit:
             yield images, labels.to(self.device, non_blocking=True)
 
 
-def load(settings: Any, cache: Path) -> ImageData:
+def reading(settings: Any) -> dict[str, Any]:
+    """Return the settings that shape the batches: each worker draws its own augmentation."""
+    return {"image_size": settings.image_size, "workers": settings.workers}
+
+
+def load(settings: Any, cache: Path) -> Data:
     """Return the images below ``settings.root``; ``val`` is the test set, as the field uses it.
 
     The validation split comes out of ``train``. The fingerprint covers names and sizes of all
@@ -111,12 +116,13 @@ def load(settings: Any, cache: Path) -> ImageData:
         [training[i] for i in part.tolist()] for part in hold_out(len(training), settings.val_fraction)
     )
     size, workers = settings.image_size, settings.workers
-    return ImageData(
+    return Data(
         name=settings.name,
         source=f"image folder {root.name}",
         fingerprint=_fingerprint(root, training + test),
         num_classes=len(classes),
         shape=(3, size, size),
+        reading=reading(settings),
         train=StreamedSplit(fitted, size, settings.flip, workers),
         val=StreamedSplit(held, size, settings.flip, workers),
         test=StreamedSplit(test, size, settings.flip, workers),

@@ -10,14 +10,15 @@ from typing import Any
 
 from lpslim.errors import UserError
 from lpslim.folders import Listing, decode, images_in, list_images
-from lpslim.images import ImageData, splits
+from lpslim.images import splits
+from lpslim.splits import Data
 
 SIZE = 64
 ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 ANNOTATIONS = "val_annotations.txt"
 
 
-def load(settings: Any, cache: Path) -> ImageData:
+def load(settings: Any, cache: Path) -> Data:
     """Return the images below ``settings.root``; ``val`` is the test set (that of the archive has no labels).
 
     Two layouts are understood, for each split on its own: the archive's (``train/<class>/images/*``,
@@ -49,7 +50,7 @@ def load(settings: Any, cache: Path) -> ImageData:
         flip=settings.flip,
     )
     shape = (3, SIZE, SIZE)
-    return ImageData(settings.name, f"image folder {root.name}", fingerprint, len(classes), shape, **parts)
+    return Data(settings.name, f"image folder {root.name}", fingerprint, len(classes), shape, **parts)
 
 
 def _incomplete(root: Path, what: str) -> UserError:

