@@ -29,6 +29,7 @@ WIDTH, HEIGHT = 9.0, 3.6  # inches, without the legend
 DPI = 200  # 1,800 pixels wide, to be shown at 900
 LEGEND_LINE = 0.22  # inches
 TITLE_WIDTH = 100  # characters
+SHORT_NAME = 14  # characters of a legend entry, of which five or six fit side by side
 PUBLISHED = "data: as published"
 STYLE: Any = {
     "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "axes.spines.top": False,
@@ -81,6 +82,31 @@ def accuracy_figure(drawn: Sequence[Series], title: str, rows: Sequence[Row], se
     return figure
 
 
+def ranking_figure(drawn: Sequence[Series], title: str, selection: str) -> Figure:
+    """Return the accuracies of methods at one budget, the best on top."""
+    lines = sum(1 + each.label.count("\n") for each in drawn)
+    figure = Figure(figsize=(WIDTH, 1.4 + LEGEND_LINE * lines), layout="constrained")
+    figure.suptitle(literal(title, TITLE_WIDTH), fontsize=11)
+    axes = figure.subplots()
+    plots.ranking(axes, drawn, selection)
+    _finish(figure, [axes])
+    return figure
+
+
+def one_budget(groups: Sequence[Group]) -> str:
+    """Return what all groups save alike on the same data, such as ``50 % of the multiply-adds removed``.
+
+    Empty if there is no such thing, or only one group.
+    """
+    if len({group.first.data["fingerprint"] for group in groups}) > 1:
+        return ""
+    for key, name in (("flops_drop", "multiply-adds"), ("params_drop", "parameters")):
+        drops = [group.cost(key).mean for group in groups]
+        if len(drops) > 1 and max(drops) - min(drops) < plots.NEAR:
+            return f"{sum(drops) / len(drops):.0f} % of the {name} removed"
+    return ""
+
+
 def _figure(title: str, drawn: Sequence[Series], more: int, panels: int) -> tuple[Figure, list[Any]]:
     """Return a figure whose height leaves room for a legend of ``drawn`` and ``more`` one-line entries."""
     lines = more + sum(1 + each.label.count("\n") for each in drawn)
@@ -95,7 +121,8 @@ def _finish(figure: Figure, panels: Sequence[Any]) -> None:
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
-    columns = 2 if len(entries) > 3 else len(entries)
+    short = max(map(len, entries)) < SHORT_NAME
+    columns = len(entries) if short or len(entries) <= 3 else 2
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -104,7 +131,8 @@ def _finish(figure: Figure, panels: Sequence[Any]) -> None:
 def figures(found: Sequence[Record], selection: str) -> dict[str, Figure]:
     """Return ``{"<kind>_<data set>_<model>": figure}`` for every pair that has records.
 
-    A pair of which no run used the ADMM has no residuals to show.
+    A pair of which no run used the ADMM has no residuals to show. Where all runs have one budget, they
+    are compared line by line, and against FLOPs only beside published figures.
 
     Raises:
         UserError: the records hold two results of one configuration and seed.
@@ -123,6 +151,10 @@ def figures(found: Sequence[Record], selection: str) -> dict[str, Figure]:
         if widths := alike(groups, names):
             made[f"channels_{suffix}"] = channels_figure(plots.series(*widths), f"Channels kept, {where}")
         drawn, rows = plots.series(groups, names), published_rows(pair)
+        if budget := one_budget(groups):
+            made[f"comparison_{suffix}"] = ranking_figure(drawn, f"{where}, {budget}", selection)
+        if budget and not rows:
+            continue
         title = f"{where}, accuracy {PROTOCOL[selection]}"
         made[f"accuracy_vs_flops_{suffix}"] = accuracy_figure(drawn, title, rows, selection)
     return made

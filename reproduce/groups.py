@@ -15,6 +15,8 @@ from lpslim.statistics import Summary, summary
 
 # What the networks before pruning depend on, by the first part of a setting's key
 DENSE_NEEDS = ("model", "dataset", "baseline", "trainer", "epoch_scale")
+METRICS = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews correlation",
+           "spearman": "Spearman correlation"}  # fmt: skip
 ADMM_NEEDS = (*DENSE_NEEDS, "p", "M", "rho", "lamb", "regularizer")
 
 
@@ -33,6 +35,11 @@ class Group:
     def pair(self) -> tuple[str, str]:
         """Data set and model."""
         return str(self.first.data["name"]), str(self.first.config["model"]["name"])
+
+    @property
+    def metric(self) -> str:
+        """How the data set is marked, such as ``accuracy`` or ``F1``."""
+        return METRICS[self.first.data.get("metric", "accuracy")]
 
     def accuracy(self, stage: str, selection: str) -> Summary:
         """Return the test accuracy after ``stage`` in percent (the stage prune has ``last`` alone)."""
@@ -116,7 +123,7 @@ def settings(config: Mapping[str, Any], parts: Sequence[str] | None = None) -> d
     if parts is None:
         return kept
     read = (*parts, "ratio") if "p" in parts and config["p"] == 0 else parts
-    return {key: value for key, value in kept.items() if key.split(".")[0] in read}
+    return {k: v for k, v in kept.items() if k.split(".")[0] in read and k != "model.floor"}
 
 
 def _without_effect(settings: Mapping[str, Any]) -> Iterator[str]:

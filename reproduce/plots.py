@@ -14,6 +14,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 
 from lpslim.statistics import SPREAD_FROM
 from reproduce.groups import Group, dense_networks
+from reproduce.labels import FAMILIES, family
 from reproduce.markup import plain
 from reproduce.published import OURS, Row, number
 
@@ -120,6 +121,29 @@ def measured_accuracy(axes: Axes, drawn: Sequence[Series], selection: str) -> No
     for group in dense:
         level = group.accuracy("baseline", selection).mean
         axes.axhline(level, color=GREY, lw=1, ls="--", label="dense, measured" if group is dense[0] else None)
+
+
+def ranking(axes: Axes, drawn: Sequence[Series], selection: str) -> None:
+    """Draw a line per group, the best fine-tuned accuracy on top, ± SD from three runs on; the dense dashed.
+
+    Colours are kinds of method (:data:`reproduce.labels.FAMILIES`); the methods' names stand on the axis.
+    """
+    ordered = sorted(drawn, key=lambda each: each.group.accuracy("finetune", selection).mean)
+    for place, each in enumerate(ordered):
+        value = each.group.accuracy("finetune", selection)
+        kind = FAMILIES.index(family(each.group.first.config))
+        spread = value.sd if value.n >= SPREAD_FROM else None
+        axes.errorbar(
+            value.mean, place, xerr=spread, color=COLOURS[kind], marker=MARKERS[kind], ms=7, capsize=3,
+            ls="none", label=FAMILIES[kind],
+        )  # fmt: skip
+    dense = dense_networks(record for each in drawn for record in each.group.records)
+    for group in dense:
+        axes.axvline(group.accuracy("baseline", selection).mean, color=GREY, lw=1, ls="--", label="dense")
+    names = [f"{each.label} (n={len(each.group.records)})" for each in ordered]
+    axes.set_yticks(range(len(ordered)), names)
+    axes.set(xlabel=f"test {drawn[0].group.metric} (%)", ylim=(-0.7, len(ordered) - 0.3))
+    axes.margins(x=0.08)
 
 
 def _aside(axes: Axes, drops: Sequence[float], index: int) -> Transform:

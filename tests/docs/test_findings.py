@@ -29,10 +29,44 @@ def test_the_knee_is_that_of_the_penalty():
     assert f"|z| = {Lp(5, 1).knee:.3f}" in PAGE
 
 
-def test_the_methods_are_as_close_as_the_page_says():
-    found = [r for r in records.read_all(ROOT / "results") if r.experiment.startswith("cifar10_resnet20/")]
-    final = [r.accuracy["finetune"]["last"] for r in found if r.seed == 0]
-    gap = max(final) - min(final)
+def accuracy(row, stage="finetune"):
+    (found,) = [r for r in records.read_all(ROOT / "results") if r.experiment == row and r.seed == 0]
+    return found.accuracy[stage]["last"]
+
+
+def cifar(name, stage="finetune"):
+    return accuracy(f"cifar10_resnet20/{name}", stage)
+
+
+def test_the_admm_makes_as_little_difference_as_the_page_says():
+    final = {name: cifar(name) for name in ("lp", "lp_no_cap", "l1", "l0", "no_admm")}
+    gap = max(final.values()) - min(final.values())
     assert gap < 0.4
-    assert f"the widest gap, {gap:.2f}," in PAGE
-    assert all(20 < r.accuracy["prune"]["last"] < 25 for r in found)
+    assert f"(the widest gap, {gap:.2f}, is between L0 and Lp without\n  the cap)" in PAGE
+    assert (max(final, key=final.get), min(final, key=final.get)) == ("l0", "lp_no_cap")
+
+
+def test_rivals_and_controls_are_as_far_apart_as_the_page_says():
+    assert f"lose {cifar('no_admm') - cifar('random'):.2f} points" in PAGE
+    norm, fpgm = cifar("l1_norm") - cifar("uniform"), cifar("fpgm") - cifar("uniform")
+    assert f"L1 norm is {norm:.2f} points above random, FPGM {fpgm:.2f}" in PAGE
+    chip, hrank = cifar("chip") - cifar("uniform"), cifar("hrank") - cifar("uniform")
+    assert f"({chip:.2f} and {hrank:.2f} points above it at the same widths)" in PAGE
+    assert max(chip, hrank) < norm / 1.9
+    assert f"costs {accuracy('cifar10_resnet20/weights', 'baseline') - cifar('weights'):.2f} points" in PAGE
+
+
+def test_network_slimming_is_last_and_leaves_four_channels_somewhere():
+    found = [r for r in records.read_all(ROOT / "results") if r.experiment.startswith("cifar10_resnet20/")]
+    last = min(found, key=lambda r: r.accuracy["finetune"]["last"])
+    assert last.experiment == "cifar10_resnet20/slimming"
+    assert min(kept for kept, _ in last.channels.values()) == 4
+    before = [r.accuracy["prune"]["last"] for r in found if r.channels]
+    assert (int(min(before)), int(max(before))) == (16, 24)
+
+
+def test_imagenette():
+    with_admm, without = (accuracy(f"imagenette_resnet50/{name}") for name in ("lp", "no_admm"))
+    assert f"{with_admm:.2f} % with Lp-ADMM, {without:.2f} % without" in PAGE
+    assert f"The {with_admm - without:.2f} points between them" in PAGE
+    assert f"(dense {accuracy('imagenette_resnet50/lp', 'baseline'):.2f} %)" in PAGE

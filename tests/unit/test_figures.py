@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgba
 
 from lpslim import records
 from reproduce import figures, plots
+from reproduce.labels import labels
 
 NAME = "vgg16_cifar10/flops60_cos350"
 
@@ -46,8 +47,8 @@ def texts(figure):
 
 def test_one_figure_per_kind_data_set_and_model(made):
     pairs = ("cifar10_vgg16", "digits_vgg_small")
-    kinds = ("residuals", "channels", "accuracy_vs_flops")
-    assert sorted(made) == sorted(f"{kind}_{pair}" for kind in kinds for pair in pairs)
+    everywhere = {f"{kind}_{pair}" for kind in ("residuals", "channels") for pair in pairs}
+    assert set(made) == everywhere | {"accuracy_vs_flops_cifar10_vgg16", "comparison_digits_vgg_small"}
 
 
 def test_residuals_show_the_recorded_series(made):
@@ -114,21 +115,45 @@ def test_other_data_have_axes_of_their_own(made):
     assert published.get_title() == "data: as published"
     assert other.get_title() == "data: image folder cifar10_jpeg"
     assert not any("published" in str(name) for name in lines(other))
-    assert len(made["accuracy_vs_flops_digits_vgg_small"].axes) == 1
 
 
-def test_error_bars_from_three_runs_on(made):
-    (digits,) = made["accuracy_vs_flops_digits_vgg_small"].axes
+@pytest.fixture(scope="module")
+def scatter(results):
+    """Accuracy against FLOPs of the embedded digits, which all have one budget."""
+    groups = [g for g in figures.grouped(records.read_all(results)) if g.pair[1] == "vgg_small"]
+    with matplotlib.rc_context(figures.STYLE):
+        return figures.accuracy_figure(plots.series(groups, labels(groups)), "x", [], "last")
+
+
+def test_methods_at_one_budget_stand_in_the_order_of_their_accuracy(made):
+    (axes,) = made["comparison_digits_vgg_small"].axes
+    places = {float(c.lines[0].get_ydata()[0]): float(c.lines[0].get_xdata()[0]) for c in axes.containers}
+    assert [places[y] for y in sorted(places)] == sorted(places.values())
+    assert len(places) == 3
+    assert all(container.has_xerr for container in axes.containers)
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert sorted(names) == ["Lp p=5, M=1 (n=3)", "Lp p=5, no cap (n=3)", "no ADMM (magnitude) (n=3)"]
+    assert texts(made["comparison_digits_vgg_small"]) == ["dense", "ADMM", "control"]
+
+
+def test_runs_on_different_data_have_no_common_budget():
+    one, other = synthetic.record(NAME), synthetic.record(NAME, data=synthetic.JPEG)
+    assert figures.one_budget(plots_groups(one, synthetic.record(NAME, M=None))).startswith("61 % of the mul")
+    assert figures.one_budget(plots_groups(one, other)) == ""
+    assert figures.one_budget(plots_groups(one)) == ""
+
+
+def test_error_bars_from_three_runs_on(made, scatter):
+    (digits,) = scatter.axes
     assert len(digits.containers) == 3
     assert all(container.has_yerr for container in digits.containers)
     single = made["accuracy_vs_flops_cifar10_vgg16"].axes[0]
     assert not any(container.has_yerr for container in single.containers)
-    assert [text for text in texts(made["accuracy_vs_flops_digits_vgg_small"]) if "(n=3)" in text]
+    assert [text for text in texts(scatter) if "(n=3)" in text]
 
 
-def test_marks_that_coincide_are_moved_apart(made):
-    (axes,) = made["accuracy_vs_flops_digits_vgg_small"].axes
-    figure = made["accuracy_vs_flops_digits_vgg_small"]
+def test_marks_that_coincide_are_moved_apart(scatter):
+    figure, (axes,) = scatter, scatter.axes
     figure.draw_without_rendering()
     marks = [container.lines[0] for container in axes.containers]
     places = [mark.get_transform().transform((mark.get_xdata()[0], mark.get_ydata()[0]))[0] for mark in marks]
@@ -140,7 +165,7 @@ def test_axes_name_their_units(made):
     for name, figure in made.items():
         for axes in figure.axes:
             assert axes.get_xlabel(), name
-            assert axes.get_ylabel(), name
+            assert axes.get_ylabel() or name.startswith("comparison_"), name  # whose axis has the names
     assert made["accuracy_vs_flops_cifar10_vgg16"].axes[0].get_ylabel() == "test accuracy (%)"
 
 
