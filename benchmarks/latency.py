@@ -35,10 +35,11 @@ import torch
 from torch import Tensor, nn
 
 import lpslim
-from lpslim import architecture, cost, export, lookup, records, store, surgery
+from lpslim import architecture, cost, export, records, store
 from lpslim.architecture import Architecture
 from lpslim.cost import Cost
 from lpslim.errors import UserError
+from lpslim.splits import example as blank_input
 
 ROUND = 0.5  # seconds
 HEADER = ("engine", "batch", "dense ms", "pruned ms", "speed-up", "FLOPs ratio", "share")
@@ -49,11 +50,11 @@ Works = tuple[Callable[[], object], Callable[[], object]]
 
 @dataclass(frozen=True)
 class Networks:
-    """An original and its pruned form in evaluation mode, and what both cost. shape: (C, H, W)."""
+    """An original and its pruned form in evaluation mode, and what both cost. shape: of one input."""
 
     dense: nn.Module
     pruned: nn.Module
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dense_cost: Cost
     pruned_cost: Cost
 
@@ -124,17 +125,23 @@ def measure(works: Works, rounds: int) -> list[tuple[float, float]]:
     return found
 
 
+def inputs(shape: tuple[int, ...], batch: int) -> Tensor:
+    """Return random images, or texts of full length."""
+    return torch.randn(batch, *shape) if len(shape) == 3 else blank_input(shape, batch)
+
+
 def in_pytorch(networks: Networks, batches: Sequence[int], rounds: int) -> list[Row]:
     """Measure in PyTorch: inference mode, channels last."""
 
     def work(model: nn.Module, images: Tensor) -> Callable[[], object]:
-        model.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
+        if images.ndim == 4:
+            model.to(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
         return torch.inference_mode()(lambda: model(images))
 
     rows = []
     for batch in batches:
-        images = torch.randn(batch, *networks.shape)
+        images = inputs(networks.shape, batch)
         works = work(networks.dense, images), work(networks.pruned, images)
         rows.append(row("PyTorch", batch, measure(works, rounds), networks.flops_ratio))
     return rows
@@ -151,15 +158,15 @@ def in_onnx_runtime(networks: Networks, batches: Sequence[int], rounds: int, thr
         pruned = exported(networks.pruned, networks.shape, Path(folder) / "pruned.onnx", threads)
     rows = []
     for batch in batches:
-        images = torch.randn(batch, *networks.shape)
+        images = inputs(networks.shape, batch)
         works = (lambda x=images: export.logits(dense, x), lambda x=images: export.logits(pruned, x))
         rows.append(row("ONNX Runtime", batch, measure(works, rounds), networks.flops_ratio))
     return rows
 
 
-def exported(model: nn.Module, shape: tuple[int, int, int], path: Path, threads: int) -> Any:
+def exported(model: nn.Module, shape: tuple[int, ...], path: Path, threads: int) -> Any:
     """Return ONNX Runtime's session of a network, after a check of its logits."""
-    example = torch.zeros(1, *shape)
+    example = blank_input(shape)
     export.write(model, example, path)
     if not (agreement := export.compare(model, example, path)).holds:
         raise UserError(f"{path.name} differs from PyTorch by {agreement.difference:.2g}")
@@ -170,9 +177,7 @@ def half_vgg16() -> Architecture:
     """Return VGG-16 for images of 32x32, every layer cut to half its channels."""
     dense = Architecture("vgg", "vgg16", (3, 32, 32), {"num_classes": 10})
     model = dense.build()
-    prunables = lookup.find("models", dense.family).prunable(model)
-    units = surgery.find_units(model, torch.zeros(1, *dense.input_shape), prunables)
-    return replace(dense, kept={each.layer: list(range(each.size // 2)) for each in units})
+    return replace(dense, kept={each.layer: list(range(each.size // 2)) for each in dense.units(model)})
 
 
 def folder_of(path: Path) -> Path:
@@ -185,18 +190,18 @@ def load(pruned: Path | None, dense: Path | None) -> Networks:
     """Return the two networks; the example if no folder is given.
 
     Raises:
-        UserError: a folder holds no network, or the two take images of different shapes.
+        UserError: a folder holds no network, or the two take inputs of different shapes.
     """
     described = architecture.describe(folder_of(pruned)) if pruned else half_vgg16()
     small = lpslim.load(folder_of(pruned)) if pruned else described.build().eval()
     if dense:
         other = architecture.describe(folder_of(dense)).input_shape
         if other != described.input_shape:
-            raise UserError(f"--dense {dense}: takes images of {other}, not {described.input_shape}")
+            raise UserError(f"--dense {dense}: takes inputs of {other}, not {described.input_shape}")
         large = lpslim.load(folder_of(dense))
     else:  # fresh weights: how long a network takes does not depend on them
         large = replace(described, kept={}).build().eval()
-    example = torch.zeros(1, *described.input_shape)
+    example = blank_input(described.input_shape)
     return Networks(
         large, small, described.input_shape, cost.count(large, example), cost.count(small, example)
     )
@@ -252,7 +257,7 @@ def report(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     networks, host = load(options.network, options.dense), machine(options.threads)
     rounds = options.rounds or (9 if options.network else 3)
-    print(f"{options.network or 'VGG-16, half its channels'}: images of {networks.shape}, {rounds} rounds")
+    print(f"{options.network or 'VGG-16, half its channels'}: inputs of {networks.shape}, {rounds} rounds")
     print(
         f"{host['processor']}, {host['cores']} cores, load {host['load_average']:.1f}; "
         f"{host['threads']} threads, torch {torch.__version__}"

@@ -37,6 +37,11 @@ class Group:
         return str(self.first.data["name"]), str(self.first.config["model"]["name"])
 
     @property
+    def table(self) -> str:
+        """The first part of the experiment's name: the published table, for a row of the paper."""
+        return self.first.experiment.partition("/")[0]
+
+    @property
     def metric(self) -> str:
         """How the data set is marked, such as ``accuracy`` or ``F1``."""
         return METRICS[self.first.data.get("metric", "accuracy")]

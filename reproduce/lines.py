@@ -82,12 +82,15 @@ def _line(
 def measured_blocks(found: Sequence[Record], selection: str) -> dict[str, list[Line]]:
     """Return ``{"<data set>, <model>": lines}``, a line for each configuration that was measured.
 
+    The metric follows in brackets where it is not accuracy.
+
     Raises:
         UserError: the records hold two results of one configuration and seed.
     """
     blocks: dict[str, list[Group]] = {}
     for group in grouped(found):
-        blocks.setdefault(", ".join(group.pair), []).append(group)
+        metric = "" if group.metric == "accuracy" else f" ({group.metric})"
+        blocks.setdefault(", ".join(group.pair) + metric, []).append(group)
     return {title: _block(groups, selection) for title, groups in sorted(blocks.items())}
 
 

@@ -22,6 +22,7 @@ PAIRS = {  # data set and model -> table and depth
     ("cifar10", "resnet110"): ("resnet_cifar10", "110"),
     ("imagenet", "resnet50"): ("resnet50_imagenet", None),
 }
+ENCODERS = ("minilm", "tiny")  # that stand in for BERT-base where it cannot be had
 OURS = "ours"
 DENSE = ("VGG-16", "BERT-base")  # methods that are no method: the network before pruning
 PLACE = ("depth", "task", "block", "method", "schedule", "finetune_epochs", "params_millions")
@@ -104,6 +105,17 @@ def _by_task(lines: list[dict[str, str]]) -> list[dict[str, str]]:
 def dense_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """Return the published dense network that ``row`` was pruned from, None if the table has none."""
     return next((each for each in rows if each.is_dense and each.scope == row.scope), None)
+
+
+def same_roof(block: str) -> str:
+    """Return the published table beside which a block of measured rows belongs, empty if none.
+
+    block: ``"<data set>, <model>"``, and maybe a metric in brackets.
+    """
+    name, _, model = block.partition(" (")[0].partition(", ")
+    if model in ENCODERS:
+        return "bert_glue"
+    return PAIRS.get((name, model), ("", None))[0]
 
 
 def number(cell: str) -> float | None:

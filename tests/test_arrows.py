@@ -36,7 +36,7 @@ ALLOWED = {
     "data": {"data", "images", "splits", "folders", "errors", "grammar", "pretrained", "tasks", "text"},
     "evaluation": {"modes", "splits", "tasks"},
     "checkpoints": {"errors"},
-    "export": {"architecture", "errors", "modes"},
+    "export": {"architecture", "errors", "modes", "splits"},
     "api": {"architecture", "cost", "errors", "lookup", "selection", "surgery", "units"},
     "records": {"store", "errors"},
     "architecture": {"lookup", "store", "surgery", "errors", "splits", "units"},

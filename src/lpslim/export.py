@@ -2,8 +2,9 @@
 
     python -m lpslim.export outputs/runs/<name>/<key>/pruned
 
-Writes ``pruned.onnx`` beside the folder: input "input" (batch, channels, height, width), output "logits"
-(batch, classes), any batch size. Needs ``pip install 'lpslim[onnx]'``.
+Writes ``pruned.onnx`` beside the folder: input "input", images (batch, channels, height, width) or tokens
+(batch, 3, length) as in lpslim.text, output "logits" (batch, classes), any batch size and length. Needs
+``pip install 'lpslim[onnx]'``.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 from lpslim import architecture
 from lpslim.errors import UserError
 from lpslim.modes import evaluating
+from lpslim.splits import example as blank_input
 
 OPSET = 17  # left open, the file would depend on torch's version
 BATCHES = (1, 3)  # a batch size that the trace froze shows at the other one
+FEWEST_WORDS = 32  # token ids that every vocabulary has
 TOLERANCE = 1e-4  # of the largest logit: sums in another order differ by some 1e-6, a wrong graph by far more
 
 
@@ -46,7 +49,8 @@ class Agreement:
 def to_onnx(model: nn.Module, example: Tensor, path: str | Path) -> float:
     """Write the network as ONNX; return the largest absolute difference of its logits from PyTorch's.
 
-    example: (batch, C, H, W), any batch, on the model's device. The model's mode is kept.
+    example: images (batch, C, H, W) or tokens (batch, 3, L), any batch, on the model's device. The
+    model's mode is kept.
 
     Raises:
         UserError: the packages onnx and onnxruntime are not installed.
@@ -56,10 +60,11 @@ def to_onnx(model: nn.Module, example: Tensor, path: str | Path) -> float:
 
 
 def write(model: nn.Module, example: Tensor, path: str | Path) -> None:
-    """Write the network in evaluation mode, its batch size open; see :func:`to_onnx`."""
+    """Write the network in evaluation mode, batch size and length open; see :func:`to_onnx`."""
     _runtime()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    open_axes = {0: "batch"} if example.ndim == 4 else {0: "batch", 2: "length"}
     with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         scratch = Path(folder) / path.name
         with evaluating(model), warnings.catch_warnings():
@@ -74,28 +79,40 @@ def write(model: nn.Module, example: Tensor, path: str | Path) -> None:
                 opset_version=OPSET,
                 input_names=["input"],
                 output_names=["logits"],
-                dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+                dynamic_axes={"input": open_axes, "logits": {0: "batch"}},
             )
         os.replace(scratch, path)
 
 
 @torch.no_grad()
 def compare(model: nn.Module, example: Tensor, path: str | Path) -> Agreement:
-    """Run the file and the network on the same seeded random images, in batches of 1 and 3.
+    """Run the file and the network on the same seeded random inputs, in batches of 1 and 3.
 
-    example: (batch, C, H, W), of the images' shape, type and device. The model's mode is kept.
+    example: of the inputs' shape, type and device; texts are shorter in the second batch, and one of
+    them is padded. The model's mode is kept.
 
     Raises:
         UserError: the packages onnx and onnxruntime are not installed.
     """
     runtime = session(path, torch.get_num_threads())
     generator = torch.Generator().manual_seed(0)
-    shape = example.shape[1:]
-    images = [torch.randn(batch, *shape, generator=generator, dtype=example.dtype) for batch in BATCHES]
+    images = [samples(example, batch, generator) for batch in BATCHES]
     with evaluating(model):
         expected = torch.cat([model(each.to(example.device)).cpu() for each in images])
     found = torch.cat([logits(runtime, each) for each in images])
     return Agreement((found - expected).abs().max().item(), expected.abs().max().item())
+
+
+def samples(example: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """Return random inputs like ``example`` on the CPU: images, or texts that are the shorter the more."""
+    if example.is_floating_point():
+        return torch.randn(batch, *example.shape[1:], generator=generator, dtype=example.dtype)
+    length = max(2, example.shape[2] // batch)
+    tokens = torch.randint(FEWEST_WORDS, (batch, 3, length), generator=generator)
+    tokens[:, 1] = 1
+    tokens[:, 2] %= 2
+    tokens[0, :, length // 2 :] *= batch == 1  # the first of several is padded
+    return tokens
 
 
 def session(path: str | Path, threads: int) -> Any:
@@ -114,7 +131,7 @@ def session(path: str | Path, threads: int) -> Any:
 
 
 def logits(session: Any, images: Tensor) -> Tensor:
-    """Return the logits (batch, classes) of images (batch, C, H, W) on the CPU."""
+    """Return the logits (batch, classes) of images or tokens on the CPU."""
     (found,) = session.run(["logits"], {"input": images.numpy()})
     return torch.from_numpy(found)
 
@@ -149,10 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(folder: Path, output: Path) -> Agreement:
-    example = torch.zeros(1, *architecture.describe(folder).input_shape)
+    blank = blank_input(architecture.describe(folder).input_shape)
     model = architecture.load(folder)
-    write(model, example, output)
-    agreement = compare(model, example, output)
+    write(model, blank, output)
+    agreement = compare(model, blank, output)
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB")
     print(f"max difference from PyTorch: {agreement.difference:.2g} (largest logit {agreement.scale:.3g})")
     if not agreement.holds:

@@ -1,5 +1,6 @@
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,3 +215,40 @@ def test_a_loss_that_is_not_a_number_stops_the_stage(run, tmp_path, caplog):
     with pytest.raises(FloatingPointError, match="baseline: the loss is nan in epoch 1"):
         run("baseline.lr=1e30", work=tmp_path)
     assert not [p for p in (tmp_path / "outputs" / "stages" / "baseline").iterdir() if p.is_dir()]
+
+
+TEXT = ("model=bert_tiny", "dataset=grammar", "target_params=0.4")
+SHORT = ("baseline.epochs=1", "baseline.warmup_epochs=0", "regularizer.train.epochs=1", "finetune.epochs=1",
+         "finetune.warmup_epochs=0")  # fmt: skip
+
+
+def test_an_encoder_of_texts_goes_the_same_way(run):
+    config, path = run(*TEXT, *SHORT)
+    record = records.read(path)
+    assert list(record.stages) == ["baseline", "sparsify", "score", "prune", "finetune"]
+    assert record.data["metric"] == "matthews"
+    assert record.cost["params_drop"] == pytest.approx(40, abs=0.3)
+    heads = {layer: kept for layer, kept in record.channels.items() if "attention" in layer}
+    assert [of for _, of in heads.values()] == [4, 4]
+    assert [row["iteration"] for row in record.convergence] == [1]
+    pruned = lpslim.load(Path(config.work_dir) / "runs" / "adhoc" / path.stem[:8] / "pruned")
+    assert sum(p.numel() for p in pruned.parameters()) == record.cost["pruned"]["params"]
+
+
+def test_texts_learn(run):
+    _, path = run(*TEXT, "baseline.epochs=8", "baseline.warmup_epochs=1", *SHORT[2:])
+    assert records.read(path).accuracy["baseline"]["last"] > 60  # Matthews; chance is 0
+
+
+def test_a_size_to_reach_is_a_share_to_remove(run):
+    _, one = run(*TEXT[:2], *SHORT, "target_params=50000")
+    left = records.read(one).cost
+    assert left["pruned"]["params"] == pytest.approx(50_000, abs=0.003 * left["dense"]["params"])
+
+
+@pytest.mark.parametrize("whole", ["attention", "intermediate"])
+def test_what_is_protected_stays_whole(run, whole):
+    _, path = run(*TEXT[:2], *SHORT, "target_params=0.2", f"protected=['*{whole}*']")
+    channels = records.read(path).channels
+    assert channels
+    assert not any(whole in layer for layer in channels)

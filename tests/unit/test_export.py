@@ -275,7 +275,7 @@ def test_originals_of_other_images_are_refused(saved, network, tmp_path, capsys)
     described = NETWORKS["resnet20"]
     architecture.save(other, network(described.family, "resnet20", (3, 32, 32)), described)
     assert latency.main([str(saved), "--dense", str(other)]) == 2
-    assert "takes images of (3, 32, 32), not (1, 8, 8)" in capsys.readouterr().err
+    assert "takes inputs of (3, 32, 32), not (1, 8, 8)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -300,3 +300,44 @@ def test_make_latency_needs_a_network():
     assert done.stderr.startswith(
         "NETWORK is not set: make latency NETWORK=outputs/runs/<name>/<key>/pruned\n"
     )
+
+
+# ---- texts
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """Save a small encoder without half of its heads and neurons; return its folder."""
+    arguments = {"num_classes": 2, "configuration": lookup.find("models", "bert").configuration("tiny")}
+    dense = Architecture("bert", "tiny", (3, 24), arguments)
+    kept = {each.layer: list(range(each.size // 2)) for each in dense.units(dense.build())}
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    described = replace(dense, kept=kept)
+    architecture.save(folder, described.build(), described)
+    return folder
+
+
+def test_an_encoder_of_texts_agrees_at_any_length_and_with_padding(encoder, capsys):
+    assert export.main([str(encoder)]) == 0
+    assert "max difference from PyTorch" in capsys.readouterr().out
+    session = export.session(encoder.parent / "encoder.onnx", 1)
+    model = architecture.load(encoder)
+    for length in (2, 5, 24):
+        texts = torch.randint(5, 50, (2, 3, length))
+        texts[:, 1], texts[:, 2] = 1, 0
+        texts[1, :, length // 2 :] = 0
+        assert (export.logits(session, texts) - model(texts)).abs().max() < 1e-5
+
+
+def test_a_padded_text_is_among_what_is_compared():
+    batch = export.samples(torch.ones(1, 3, 24, dtype=torch.long), 3, torch.Generator())
+    assert batch.shape == (3, 3, 8)
+    assert batch[:, 1].sum(dim=1).tolist() == [4, 8, 8]
+
+
+def test_latency_of_an_encoder(encoder):
+    networks = latency.load(encoder, None)
+    assert networks.shape == (3, 24)
+    assert latency.inputs(networks.shape, 4).shape == (4, 3, 24)
+    assert networks.flops_ratio > 1.5

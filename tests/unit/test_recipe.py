@@ -70,6 +70,13 @@ class TestStep:
         assert learning_rate(recipe, 9.9) == 0.5
 
 
+class TestLinear:
+    def test_falls_in_a_straight_line_to_zero(self):
+        recipe = Recipe(epochs=10, lr=1.0, schedule="linear", warmup_epochs=2)
+        rates = [learning_rate(recipe, epoch) for epoch in (1, 2, 4, 6, 10)]
+        assert rates == pytest.approx([0.5, 1.0, 0.75, 0.5, 0.0])
+
+
 def test_constant_stays():
     recipe = Recipe(epochs=10, lr=0.5, schedule="constant")
     assert {learning_rate(recipe, e / 7) for e in range(70)} == {0.5}
