@@ -248,7 +248,7 @@ def test_a_size_to_reach_is_a_share_to_remove(run):
 
 @pytest.mark.parametrize("whole", ["attention", "intermediate"])
 def test_what_is_protected_stays_whole(run, whole):
-    _, path = run(*TEXT[:2], *SHORT, "target_params=0.2", f"protected=['*{whole}*']")
+    _, path = run(*TEXT[:2], *SHORT, "ratio=0.3", f"protected=['*{whole}*']")
     channels = records.read(path).channels
     assert channels
     assert not any(whole in layer for layer in channels)
