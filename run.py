@@ -11,9 +11,9 @@ cli.register(Path(__file__).parent / "conf")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(composed: DictConfig) -> None:
-    """Compose, check, run; the record's path is the last line."""
-    cli.task(composed)
+def main(composed: DictConfig) -> object:
+    """Compose, check, run; the record's path is the last line. What is returned, a sweep sums up."""
+    return cli.task(composed)
 
 
 if __name__ == "__main__":

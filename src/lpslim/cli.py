@@ -135,7 +135,7 @@ def report_mistake(problem: Exception) -> None:
         print(f"error: {line}", file=sys.stderr)
 
 
-def guarded(main: Callable[[], None]) -> None:
+def guarded(main: Callable[[], object]) -> None:
     """Run ``main``; a mistake of the user's ends with its message and exit code 2.
 
     With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead. ``--dry-run`` is

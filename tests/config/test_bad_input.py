@@ -157,6 +157,18 @@ def test_the_program_ends_with_code_2_and_no_traceback(arguments, expected, tmp_
     assert not (tmp_path / "stages").exists()
 
 
+def test_a_sweep_with_a_mistake_says_what_became_of_every_job(tmp_path):
+    words = ["-m", "seed=-1,0", "debug=dry", "dataset=digits", f"work_dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    last = done.stdout[done.stdout.index("sweep:") :].splitlines()
+    assert last[0] == "sweep: 2 jobs, 1 failed"
+    assert last[1].startswith("  FAILED  seed=-1 ")
+    assert last[1].endswith(": seed=-1: must be 0 or more")
+    assert last[2].startswith("  done    seed=0 ")
+    assert last[3].startswith("all together: 0 stages found, 5 to do: 46 epochs, about ")
+
+
 def test_help_reads_like_a_manual():
     done = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0

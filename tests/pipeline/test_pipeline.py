@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,33 @@ def test_a_target_out_of_reach_is_refused_before_any_work(run, tmp_path):
     with pytest.raises(UserError, match=r"target_flops=0\.999: must be at most 0\.9590: with these floors"):
         run("model=resnet20", "target_flops=0.999", work=tmp_path)
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("model=torchvision", "model.name=mobilenet_v3_small", "dataset=digits32", "method=slimming"),
+            "no batch-norm with a scale follows it",
+        ),
+        (
+            ("model=torchvision", "model.name=squeezenet1_1", "dataset=digits32", "regularizer=bn_scale"),
+            "regularizer.penalty=bn_scale: squeezenet1_1 has no batch-norm with a scale",
+        ),
+        (
+            ("model=vgg_small", "protected=[nowhere]"),
+            "protected=nowhere: matches none of the prunable layers",
+        ),
+        (("protected=['*']",), "leaves no layer to prune"),
+        (("structure=weights", "target_params=67e6"), "target_params=6.7e+07: must be below the"),
+        (("target_params=1e9",), "target_params=1e+09: must be below the"),
+        (("model=bert_tiny", "dataset=grammar", "dataset.max_length=99"), r"does not take inputs (3, 99)"),
+    ],
+)
+def test_what_the_network_cannot_do_is_refused_before_any_work(run, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        run(*overrides, work=tmp_path)
+    assert not (tmp_path / "outputs" / "stages").exists()
 
 
 def test_a_dry_run_prints_the_plan_and_does_nothing(run, tmp_path, capsys):

@@ -239,3 +239,14 @@ class TestPretrained:
         tokens = pretrained.tokenizer("tiny").convert_ids_to_tokens(encoded["input_ids"])
         assert tokens == ["[CLS]", "the", "cat", "sleeps", "[SEP]", "[UNK]", "[SEP]"]
         assert encoded["token_type_ids"] == [0, 0, 0, 0, 0, 1, 1]
+
+
+def test_the_tokenizer_goes_along_and_the_transformer_takes_what_it_gives(tmp_path):
+    from transformers import AutoTokenizer
+
+    bert.accompany(tmp_path, "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    encoded = tokenizer(["the cat sleeps .", "many dogs"], padding=True, return_tensors="pt")
+    assert encoded["input_ids"].tolist()[1][0] == pretrained.tokenizer("tiny").cls_token_id
+    model = bert.build("tiny", num_classes=2, configuration=bert.configuration("tiny")).eval()
+    assert model.transformer(**encoded).logits.shape == (2, 2)

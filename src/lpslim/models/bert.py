@@ -8,6 +8,7 @@ second. Embeddings, pooler and the residual stream keep their width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,15 @@ def initialise(model: Any, weights: str) -> None:
         model.transformer.load_state_dict(loaded.state_dict())
     except RuntimeError as problem:
         raise UserError(f"model.weights={weights}: {problem}") from problem
+
+
+def accompany(folder: Path, name: str) -> None:
+    """Put the tokenizer beside a saved network: ``AutoTokenizer.from_pretrained(folder)`` reads it.
+
+    Raises:
+        UserError: it cannot be found.
+    """
+    pretrained.tokenizer(name).save_pretrained(folder)
 
 
 def find_units(model: nn.Module) -> list[Units]:
