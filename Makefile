@@ -46,7 +46,7 @@ ROWS_bert = bert_glue
 reproduce-table-%: setup  ## a table of the paper: vgg16, resnet, resnet50 or bert; PROFILE=smoke|short|paper
 	@test -n "$(ROWS_$*)" || { echo "no table '$*': one of vgg16, resnet, resnet50, bert" >&2; exit 2; }
 	@$(MAKE) --no-print-directory run-rows ROWS=$(ROWS_$*); ended=$$?; \
-	$(BIN)/python -m reproduce.tables --results $(RESULTS) --selection $(SELECTION) && exit $$ended
+	$(MAKE) --no-print-directory render && exit $$ended
 
 JOBS = '+experiment/$(ROWS)=glob(*)' profile=$(PROFILE) seed=$(SEEDS) \
     results_dir=$(RESULTS) work_dir=$(WORK) $(if $(filter smoke,$(PROFILE)),$(or $(SMOKE_$(ROWS)),dataset=digits32))
@@ -55,10 +55,13 @@ SMOKE_bert_glue = dataset=grammar model=bert_tiny target_params=0.3
 MORE_bert_glue = '+experiment/bert_glue=rte,mrpc,cola,stsb' profile=paper seed=3,4 results_dir=$(RESULTS) work_dir=$(WORK)
 
 compare: setup  ## every rival and control at the paper's ResNet-56 row (58.6 %); PROFILE=smoke|short|paper
-	@$(MAKE) --no-print-directory run-rows ROWS=compare
+	@$(MAKE) --no-print-directory run-rows ROWS=compare; ended=$$?; \
+	$(MAKE) --no-print-directory render && exit $$ended
+
+.PHONY: run-rows render
+render:
 	$(BIN)/python -m reproduce.tables --results $(RESULTS) --selection $(SELECTION)
 
-.PHONY: run-rows
 run-rows:
 	$(BIN)/python run.py -m $(JOBS) --dry-run
 	$(BIN)/python run.py -m $(JOBS)
