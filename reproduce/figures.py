@@ -57,7 +57,7 @@ def residuals_figure(drawn: Sequence[Series], title: str) -> Figure:
 
 
 def channels_figure(drawn: Sequence[Series], title: str) -> Figure:
-    """Return the channels that each layer keeps."""
+    """Return the units that each layer keeps."""
     figure, (axes,) = _figure(title, drawn, 1, 1)
     plots.channels(axes, drawn)
     _finish(figure, [axes])
@@ -76,7 +76,7 @@ def accuracy_figure(drawn: Sequence[Series], title: str, rows: Sequence[Row], se
             plots.measured_accuracy(axes, measured, selection)
         if source == PUBLISHED:
             plots.published_accuracy(axes, rows)
-        plots.frame(axes, aside=len(measured) > 1)
+        plots.frame(axes, aside=len(measured) > 1, metric=drawn[0].group.metric)
         axes.set_title(source if source == PUBLISHED else literal(f"data: {source}"))
     _finish(figure, panels)
     return figure
@@ -149,13 +149,13 @@ def figures(found: Sequence[Record], selection: str) -> dict[str, Figure]:
         groups = grouped(own)
         names = labels(groups)
         if widths := alike(groups, names):
-            made[f"channels_{suffix}"] = channels_figure(plots.series(*widths), f"Channels kept, {where}")
+            made[f"channels_{suffix}"] = channels_figure(plots.series(*widths), f"What is kept, {where}")
         drawn, rows = plots.series(groups, names), published_rows(pair)
         if budget := one_budget(groups):
             made[f"comparison_{suffix}"] = ranking_figure(drawn, f"{where}, {budget}", selection)
         if budget and not rows:
             continue
-        title = f"{where}, accuracy {PROTOCOL[selection]}"
+        title = f"{where}, {groups[0].metric} {PROTOCOL[selection]}"
         made[f"accuracy_vs_flops_{suffix}"] = accuracy_figure(drawn, title, rows, selection)
     return made
 
@@ -163,13 +163,12 @@ def figures(found: Sequence[Record], selection: str) -> dict[str, Figure]:
 def alike(groups: Sequence[Group], names: Sequence[str]) -> tuple[list[Group], list[str]] | None:
     """Return one group for each choice of widths, under the names of all that share it.
 
-    None where no run removed channels. Networks with other prunable layers than the first are left out.
+    None where no run removed channels. Networks with other layers than the one with most are left out.
     """
     found: dict[str, tuple[Group, list[str]]] = {}
-    layers: set[str] = set()
+    layers: set[str] = max((set(group.first.channels) for group in groups), key=lambda each: len(each))
     for group, name in zip(groups, names, strict=True):
-        layers = layers or set(group.first.channels)
-        if group.first.channels and set(group.first.channels) == layers:
+        if group.first.channels and set(group.first.channels) <= layers:
             widths = canonical([record.channels for record in group.records])
             found.setdefault(widths, (group, []))[1].append(name)
     shared = [(group, "; ".join(names)) for group, names in found.values()]

@@ -46,6 +46,8 @@ def method(config: Mapping[str, Any]) -> str:
     else:
         name = _lp(config["p"], config["M"]) if penalty == "lp" else str(penalty)
         name += "" if (criterion, across) == ("magnitude", "minmax") else f", {selection}{SHARES[across]}"
+    if chosen["protected"]:
+        name += f", protected {', '.join(chosen['protected'])}"
     unstructured = ", single weights" if chosen["structure"] == "weights" else ""
     return name + unstructured + CONTROLS[chosen["retrain"]]
 

@@ -23,6 +23,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = "os^Dv<>Ph*X"
 GREY = "#8A8A8A"
 LEGEND_WIDTH = 46  # characters
+MOST_UNLIKE = 20  # times as wide: then shares are drawn
 MOST_TICKS = 20  # layer names that fit side by side
 NEAR, ASIDE = 1.0, 0.14  # points of FLOPs drop, inches
 SPAN = 10.0  # points of FLOPs drop that an axis shows at least
@@ -85,22 +86,42 @@ def shares(axes: Axes, drawn: Sequence[Series]) -> None:
 
 
 def channels(axes: Axes, drawn: Sequence[Series]) -> None:
-    """Draw the channels that each layer keeps, mean over seeds, before the dense widths in grey."""
-    layers = list(drawn[0].group.first.channels)
-    dense = [drawn[0].group.first.channels[layer][1] for layer in layers]
-    axes.bar(range(len(layers)), dense, width=0.9, color="#E4E4E4", label="dense network")
+    """Draw the units that each layer keeps, mean over seeds, before the dense widths in grey.
+
+    Layers that a run does not list were protected: it keeps them whole. Where layers are of very different
+    widths, as heads and neurons are, shares are drawn in place of numbers.
+    """
+    widest = max((each.group.first.channels for each in drawn), key=len)
+    dense = {layer: of for layer, (_, of) in widest.items()}
+    as_shares = max(dense.values()) > MOST_UNLIKE * min(dense.values())
+    scale = {layer: 100 / of if as_shares else 1.0 for layer, of in dense.items()}
+    heights = [dense[layer] * scale[layer] for layer in dense]
+    axes.bar(range(len(dense)), heights, width=0.9, color="#E4E4E4", label="dense network")
     for i, each in enumerate(drawn):
-        kept = [np.mean([r.channels[layer][0] for r in each.group.records]) for layer in layers]
+        records = each.group.records
+        kept = [
+            scale[layer] * np.mean([r.channels.get(layer, (dense[layer],))[0] for r in records])
+            for layer in dense
+        ]
         offset = 0.5 * ((i + 0.5) / len(drawn) - 0.5)  # so that equal values do not hide each other
-        places = [place + offset for place in range(len(layers))]
+        places = [place + offset for place in range(len(dense))]
         axes.plot(places, kept, color=each.colour, marker=each.marker, ms=4, lw=0.8, label=each.label)
-    every = -(-len(layers) // MOST_TICKS)
-    axes.set_xticks(
-        range(0, len(layers), every), [literal(layer) for layer in layers[::every]], rotation=60, ha="right"
-    )
+    every = -(-len(dense) // MOST_TICKS)
+    names = [literal(name) for name in without_common_prefix(list(dense))[::every]]
+    axes.set_xticks(range(0, len(dense), every), names, rotation=60, ha="right")
     axes.tick_params(axis="x", labelsize=8)
-    axes.set(xlabel="prunable layer, input to output", ylabel="channels", xlim=(-0.7, len(layers) - 0.3))
+    axes.set(xlabel="prunable layer, input to output", xlim=(-0.7, len(dense) - 0.3))
+    axes.set_ylabel("share kept (%)" if as_shares else "channels")
     axes.set_ylim(bottom=0)
+
+
+def without_common_prefix(names: Sequence[str]) -> list[str]:
+    """Return dotted names without the parts that all begin with, should these be two or more."""
+    parts = [name.split(".") for name in names]
+    common = 0
+    while all(len(each) > common + 1 and each[common] == parts[0][common] for each in parts):
+        common += 1
+    return [".".join(each[common if common > 1 else 0 :]) for each in parts]
 
 
 def measured_accuracy(axes: Axes, drawn: Sequence[Series], selection: str) -> None:
@@ -167,13 +188,13 @@ def published_accuracy(axes: Axes, rows: Sequence[Row]) -> None:
                   label=f"{name}, published")  # fmt: skip
 
 
-def frame(axes: Axes, aside: bool) -> None:
+def frame(axes: Axes, aside: bool, metric: str) -> None:
     """Name the axes of an accuracy plot when all is drawn, and show SPAN points of FLOPs drop at least.
 
     ``aside``: say that marks may have been moved sideways.
     """
     note = "\n(measured marks that coincide are set side by side)" if aside else ""
-    axes.set(xlabel=f"FLOPs drop (%){note}", ylabel="test accuracy (%)")
+    axes.set(xlabel=f"FLOPs drop (%){note}", ylabel=f"test {metric} (%)")
     axes.margins(0.12)
     axes.autoscale_view()
     low, high = axes.get_xlim()

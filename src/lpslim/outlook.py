@@ -37,7 +37,7 @@ def outlook(config: Config, data: Data, steps: dict[str, Step]) -> list[Stage]:
     """Return the stages of a run with the epochs and the time that those to do will take.
 
     The pruned network is taken to be faster by the multiply-adds that it loses, and as fast as the
-    dense one where only a ratio says how many.
+    dense one where a ratio or a number of parameters says how many: the estimate is then too high.
     """
     left = 1 - (config.target_flops or 0.0) if config.structure == "channels" else 1.0
     foreseen = []

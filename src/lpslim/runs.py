@@ -56,10 +56,10 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]
         infos = Pipeline(config, data, steps, writer).run()
         record = _record(config, differs, data, steps, infos)
         report.fill_folder(folder, record, steps["finetune"].folder)
-        family = lookup.find("models", config.model.family)
-        if hasattr(family, "accompany"):
-            family.accompany(folder / "pruned", config.model.name)
     path = records.write(Path(config.results_dir), record)
+    family = lookup.find("models", config.model.family)
+    if hasattr(family, "accompany"):
+        family.accompany(folder / "pruned", config.dataset.tokenizer)
     print(report.summary(record, config.selection))
     print(f"run folder: {folder}\nrecord: {path}")
     return path

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lpslim.tasks import CLASSIFICATION, Task
 
+WORD = 5  # a token that no vocabulary has for padding
 Batch = tuple[Tensor, Tensor]
 
 
@@ -69,7 +70,10 @@ def example(shape: tuple[int, ...], batch: int = 1) -> Tensor:
     """Return inputs that a network can be traced with: a black image, or a text without padding."""
     if len(shape) == 3:
         return torch.zeros(batch, *shape)
-    return torch.ones(batch, *shape, dtype=torch.long)
+    tokens = torch.zeros(batch, *shape, dtype=torch.long)
+    tokens[:, 0] = WORD
+    tokens[:, 1] = 1
+    return tokens
 
 
 def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:

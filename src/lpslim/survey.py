@@ -14,7 +14,7 @@ from lpslim.errors import UserError
 from lpslim.plan import architecture_of
 from lpslim.slimming import scales
 from lpslim.splits import Data, example
-from lpslim.units import Units, is_protected
+from lpslim.units import Units, is_protected, regularised_weights
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ def check_target(config: Config, data: Data) -> None:
         raise UserError(
             f"model={config.model.name}: does not take inputs {data.shape}: {problem}"
         ) from problem
+    family = lookup.find("models", config.model.family)
+    if hasattr(family, "check"):
+        family.check(model, data)
     if config.structure == "weights":
-        if config.target_params is not None:
-            share(config.target_params, found.cost.dense.params)
+        _check_weights(config, model, found.cost.dense.params)
         return
     found = found.without(config.protected)
     for name in (config.criterion.name, config.criterion.widths):
@@ -104,6 +106,17 @@ def check_target(config: Config, data: Data) -> None:
                 f"(adjust={config.adjust}, model.floor={config.model.floor}, one channel a layer) "
                 "no more can be removed"
             )
+
+
+def _check_weights(config: Config, model: nn.Module, dense: int) -> None:
+    if config.target_params is None:
+        return
+    most = sum(weight.numel() for weight in regularised_weights(model).values()) / dense
+    if share(config.target_params, dense) >= most:
+        raise UserError(
+            f"target_params={config.target_params:g}: must be below {most:.4f}, the share of the weights of "
+            "convolutions and linear layers"
+        )
 
 
 def share(target_params: float, dense: int) -> float:

@@ -70,3 +70,24 @@ def test_imagenette():
     assert f"{with_admm:.2f} % with Lp-ADMM, {without:.2f} % without" in PAGE
     assert f"The {with_admm - without:.2f} points between them" in PAGE
     assert f"(dense {accuracy('imagenette_resnet50/lp', 'baseline'):.2f} %)" in PAGE
+
+
+BERT = (ROOT / "docs" / "bert.md").read_text()
+
+
+@pytest.mark.parametrize(("task", "row"), [("stsb", "STS-B, Spearman"), ("cola", "CoLA, Matthews")])
+def test_the_encoders_scores_are_those_of_the_records(task, row):
+    dense = accuracy(f"minilm_glue/{task}_lp", "baseline")
+    ours, plain = (accuracy(f"minilm_glue/{task}_{method}") for method in ("lp", "no_admm"))
+    assert f"| {row} | {dense:.2f} | {ours:.2f} | {plain:.2f} | {dense - ours:.2f} |" in BERT
+    assert f"{ours - plain:.2f}" in BERT
+
+
+@pytest.mark.parametrize(("method", "name"), [("lp", "heads and neurons"), ("heads", "heads alone"),
+                                              ("neurons", "neurons alone")])  # fmt: skip
+def test_the_price_of_each_half(method, name):
+    row = next(line for line in BERT.splitlines() if line.startswith(f"| {name} |"))
+    assert row.endswith(f"| {accuracy(f'minilm_glue/cola_{method}'):.2f} |")
+    (found,) = [r for r in records.read_all(ROOT / "results") if r.experiment == f"minilm_glue/cola_{method}"]
+    heads = [str(kept) for layer, (kept, _) in found.channels.items() if "attention" in layer]
+    assert (", ".join(heads) or "12 everywhere") in row

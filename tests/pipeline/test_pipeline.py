@@ -218,6 +218,10 @@ def test_a_target_out_of_reach_is_refused_before_any_work(run, tmp_path):
         (("protected=['*']",), "leaves no layer to prune"),
         (("structure=weights", "target_params=67e6"), "target_params=6.7e+07: must be below the"),
         (("target_params=1e9",), "target_params=1e+09: must be below the"),
+        (
+            ("model=bert_tiny", "dataset=grammar", "structure=weights", "target_params=0.9"),
+            "target_params=0.9: must be below 0.8",
+        ),
         (("model=bert_tiny", "dataset=grammar", "dataset.max_length=99"), r"does not take inputs (3, 99)"),
     ],
 )

@@ -1,10 +1,12 @@
 """Heads and neurons: what is removed, exactly what it is worth, and that the rest is left alone."""
 
 import copy
+import re
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, ElectraConfig, RobertaConfig
 
@@ -226,6 +228,52 @@ class TestPretrained:
         with pytest.raises(UserError, match="cannot be loaded"):
             bert.initialise(model, place)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"num_hidden_layers": 4}, "of another network: num_hidden_layers is 3, not 4"),
+            ({"num_hidden_layers": 2}, "of another network: num_hidden_layers is 3, not 2"),
+            ({"intermediate_size": 44}, "of another network: intermediate_size is 40, not 44"),
+        ],
+    )
+    def test_weights_of_another_network_are_refused(self, tmp_path, change, message):
+        place = self.folder(tmp_path)
+        model = bert.build("any", num_classes=2, configuration={**configuration(), **change})
+        with pytest.raises(UserError, match=re.escape(f"model.weights={place}: {message}")):
+            bert.initialise(model, place)
+
+    def test_an_incomplete_file_is_refused(self, tmp_path):
+        place = self.folder(tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+        (gone,) = [name for name in state if name.endswith("layer.1.output.dense.weight")]
+        save_file(
+            {k: v for k, v in state.items() if k != gone}, tmp_path / "model.safetensors", {"format": "pt"}
+        )
+        model = bert.build("any", num_classes=2, configuration=configuration())
+        with pytest.raises(
+            UserError, match=r"lacks bert\.encoder\.layer\.1\.output\.dense\.weight and 0 others"
+        ):
+            bert.initialise(model, place)
+
+    def test_a_head_for_other_classes_is_replaced(self, tmp_path):
+        model = network().float()
+        model.transformer.save_pretrained(tmp_path)  # three classes
+        other = bert.build("any", num_classes=2, configuration=configuration())
+        bert.initialise(other, str(tmp_path))
+        assert other.transformer.classifier.weight.shape == (2, 48)
+        name = "transformer.bert.encoder.layer.2.output.dense"
+        assert torch.equal(other.get_submodule(name).weight, model.get_submodule(name).weight)
+
+    def test_the_hubs_weights_are_known_by_their_revision(self, tmp_path, monkeypatch):
+        snapshot = tmp_path / "snapshots" / "0123abcd"
+        monkeypatch.setattr(pretrained, "cached_file", lambda place, name: str(snapshot / name))
+        assert bert.identity("some/encoder") == "some/encoder@0123abcd"
+
+    def test_a_folder_without_a_tokenizer_is_refused(self, tmp_path):
+        place = self.folder(tmp_path)
+        with pytest.raises(UserError, match=r"^dataset\.tokenizer=.*(no vocabulary|cannot be loaded)"):
+            pretrained.tokenizer(place)
+
     def test_another_kind_of_network_is_refused(self, tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
         with pytest.raises(UserError, match="is a gpt2 network; must be one of bert, roberta, electra"):
@@ -256,3 +304,10 @@ def test_the_tokenizer_goes_along_and_the_transformer_takes_what_it_gives(tmp_pa
     assert encoded["input_ids"].tolist()[1][0] == pretrained.tokenizer("tiny").cls_token_id
     model = bert.build("tiny", num_classes=2, configuration=bert.configuration("tiny")).eval()
     assert model.transformer(**encoded).logits.shape == (2, 2)
+
+
+def test_roberta_is_tried_at_the_length_that_it_will_get():
+    model = network("roberta")  # 40 positions, of which padding takes two
+    layer_costs(model, example((3, 38)))
+    with pytest.raises(IndexError):
+        layer_costs(model, example((3, 39)))

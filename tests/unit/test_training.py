@@ -9,7 +9,7 @@ from torch import nn
 from lpslim.images import splits
 from lpslim.recipe import Recipe, Trainer
 from lpslim.splits import Data
-from lpslim.training import fit, make_accelerator, make_optimizer
+from lpslim.training import Hooks, fit, make_accelerator, make_optimizer
 
 
 def data():
@@ -67,6 +67,30 @@ def test_a_bound_on_the_gradients_norm_bounds_the_step():
     fit(model, data(), recipe, Trainer(device="cpu", threads=1), seed=5, stage="baseline")
     moved = torch.cat([(p - s).flatten() for p, s in zip(before.parameters(), start, strict=True)])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)  # one step of one batch
+
+
+class Pull(Hooks):
+    """Adds a penalty's gradient of a hundred to every weight."""
+
+    def __init__(self, parameters):
+        self.parameters = parameters
+
+    def after_backward(self):
+        for parameter in self.parameters:
+            parameter.grad.add_(100)
+
+
+def test_the_bound_is_on_the_losss_gradient_and_the_penaltys_joins_after_it():
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 2)
+    start = [p.detach().clone() for p in layer.parameters()]
+    recipe = Recipe(epochs=1, batch_size=32, lr=1e-3, momentum=0.0, weight_decay=0.0, clip_norm=1e-3,
+                    schedule="constant")  # fmt: skip
+    pull = Pull(list(layer.parameters()))
+    fit(nn.Sequential(nn.Flatten(), layer), data(), recipe, Trainer(device="cpu", threads=1), seed=5,
+        stage="sparsify", hooks=pull)  # fmt: skip
+    moved = torch.cat([(s - p).flatten() for p, s in zip(layer.parameters(), start, strict=True)])
+    assert moved.tolist() == pytest.approx([0.1] * len(moved), abs=2e-6)
 
 
 def test_without_cuda_the_device_is_the_cpu(monkeypatch):

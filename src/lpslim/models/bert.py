@@ -55,11 +55,21 @@ def initialise(model: Any, weights: str) -> None:
     Raises:
         UserError: they cannot be found, or are of another network.
     """
-    loaded = pretrained.encoder(weights, model.transformer.config)
-    try:
-        model.transformer.load_state_dict(loaded.state_dict())
-    except RuntimeError as problem:
-        raise UserError(f"model.weights={weights}: {problem}") from problem
+    model.transformer.load_state_dict(pretrained.encoder(weights, model.transformer.config).state_dict())
+
+
+def check(model: Any, data: Any) -> None:
+    """Refuse texts in the tokens of another vocabulary.
+
+    Raises:
+        UserError: a token's number is beyond the network's vocabulary.
+    """
+    size = model.transformer.config.vocab_size
+    last = max(int(split.ids.max()) for split in (data.train, data.val, data.test))
+    if last >= size:
+        raise UserError(
+            f"dataset.tokenizer: has a token {last}, but the network's vocabulary has {size}: it is another's"
+        )
 
 
 def accompany(folder: Path, name: str) -> None:
