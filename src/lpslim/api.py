@@ -88,10 +88,11 @@ def prune(
         raise UserError(f"across={across!r}: must be one of {', '.join(selection.ACROSS)}")
     score = lookup.find("criteria", criterion).score
     smaller = copy.deepcopy(model)
+    layers = layer_costs(smaller, example)  # first: it refuses in a moment what tracing would take hours for
     units = surgery.discover(smaller, example, protected)
     if not units:
         raise UserError("no layer can lose channels: all are protected, added, concatenated or outputs")
-    cost = CostModel(layer_costs(smaller, example), units, sum(p.numel() for p in smaller.parameters()))
+    cost = CostModel(layers, units, sum(p.numel() for p in smaller.parameters()))
     scores = [selection.ACROSS[across](s) for s in pooled(units, score(smaller, units, batches))]
     least = selection.floors(units, adjust=floor, floor=floor)
     if name == "ratio":

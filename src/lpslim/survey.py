@@ -65,8 +65,8 @@ class Survey:
 
 def survey(config: Config, model: nn.Module, data: Data) -> Survey:
     """Look at the dense network."""
+    layers = layer_costs(model, example(data.shape))  # before any tracing: it refuses quickly
     units = architecture_of(config.model, data).units(model)
-    layers = layer_costs(model, example(data.shape))
     cost = CostModel(layers, units, sum(p.numel() for p in model.parameters()))
     return Survey(units, cost, selection.floors(units, adjust=config.adjust, floor=config.model.floor))
 
