@@ -77,7 +77,7 @@ def example(shape: tuple[int, ...], batch: int = 1) -> Tensor:
 
 
 def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Return (train, validation) indices of ``count`` samples; the same in every run.
+    """Return (train, validation) indices of ``count`` samples, one each at least; the same in every run.
 
     The split belongs to the data, not to the seed, so that runs can be compared.
     """

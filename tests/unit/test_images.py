@@ -187,7 +187,8 @@ def test_black_border_is_black_before_normalising():
 
 
 @pytest.mark.parametrize(
-    ("count", "fraction", "held"), [(100, 0.1, 10), (1437, 0.1, 144), (7, 0.5, 4), (10, 0.04, 0)]
+    ("count", "fraction", "held"),
+    [(100, 0.1, 10), (1437, 0.1, 144), (7, 0.5, 4), (10, 0.04, 1), (3, 0.99, 2)],
 )
 def test_hold_out_parts_the_indices(count, fraction, held):
     train, val = hold_out(count, fraction)
