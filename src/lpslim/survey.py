@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -101,8 +102,11 @@ def check_target(config: Config, data: Data) -> None:
     for key, target, drop in found.targets(config):
         most = drop(found.least)
         if target > most + selection.TOLERANCE:
+            given = getattr(config, key)
+            fewest = math.ceil((1 - most) * found.cost.dense.params)
+            limit = f"at most {most:.4f}" if given < 1 else f"at least {fewest}"
             raise UserError(
-                f"{key}={getattr(config, key):g}: must be at most {most:.4f}: with these floors "
+                f"{key}={given:g}: must be {limit}: with these floors "
                 f"(adjust={config.adjust}, model.floor={config.model.floor}, one channel a layer) "
                 "no more can be removed"
             )

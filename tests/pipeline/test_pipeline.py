@@ -217,6 +217,7 @@ def test_a_target_out_of_reach_is_refused_before_any_work(run, tmp_path):
         ),
         (("protected=['*']",), "leaves no layer to prune"),
         (("structure=weights", "target_params=67e6"), "target_params=6.7e+07: must be below the"),
+        (("model=resnet20", "target_params=10"), "target_params=10: must be at least "),
         (("target_params=1e9",), "target_params=1e+09: must be below the"),
         (
             ("model=bert_tiny", "dataset=grammar", "structure=weights", "target_params=0.9"),
