@@ -91,3 +91,14 @@ def test_the_price_of_each_half(method, name):
     (found,) = [r for r in records.read_all(ROOT / "results") if r.experiment == f"minilm_glue/cola_{method}"]
     heads = [str(kept) for layer, (kept, _) in found.channels.items() if "attention" in layer]
     assert (", ".join(heads) or "12 everywhere") in row
+
+
+def test_random_heads_and_neurons():
+    chance, ours, plain = (accuracy(f"minilm_glue/stsb_{method}") for method in ("random", "lp", "no_admm"))
+    assert plain < chance < ours
+    assert (
+        f"end at {chance:.2f} on\nSTS-B: *above* magnitude's {plain:.2f}, and {ours - chance:.2f} below Lp"
+        in BERT
+    )
+    before = [accuracy(f"minilm_glue/stsb_{method}", "prune") for method in ("random", "lp", "no_admm")]
+    assert "{:.2f} for random, {:.2f} and {:.2f} for the other two".format(*before) in BERT
