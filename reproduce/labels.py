@@ -26,7 +26,7 @@ def setting(key: str, value: Any) -> str:
     return f"{key}={value:.12g}" if isinstance(value, float) else f"{key}={value}"
 
 
-RIVALS = {"fpgm": "FPGM", "hrank": "HRank", "chip": "CHIP", "random": "random channels",
+RIVALS = {"fpgm": "FPGM", "hrank": "HRank", "chip": "CHIP", "random": "random choice",
           "bn_scale": "batch-norm scales", "magnitude": "magnitude"}  # fmt: skip
 CONTROLS = {"scratch_e": ", from scratch (E)", "scratch_b": ", from scratch (B)", "finetune": ""}
 FAMILIES = ("ADMM", "rival", "control", "unstructured")  # in a table's order

@@ -269,7 +269,7 @@ LABELS = [
     ({"p": 1.0, "M": 0.5}, "L1, M=0.5"),
     ({"p": 0.0}, "L0"),
     ({"regularizer.penalty": "none"}, "no ADMM (magnitude)"),
-    ({"criterion.name": "random"}, "Lp p=5, M=1, random channels"),
+    ({"criterion.name": "random"}, "Lp p=5, M=1, random choice"),
     ({"structure": "weights"}, "Lp p=5, M=1, single weights"),
     ({**BARE, "retrain": "scratch_e"}, "no ADMM (magnitude), from scratch (E)"),
     ({**BARE, "criterion.across": "uniform"}, "filter L1 norm, the same share of every layer"),
@@ -279,7 +279,7 @@ LABELS = [
     ),
     (
         {**BARE, "criterion.name": "random", "criterion.widths": "magnitude"},
-        "random channels, widths by magnitude",
+        "random choice, widths by magnitude",
     ),
     (
         {"regularizer.penalty": "bn_scale", "criterion.name": "bn_scale", "criterion.across": "raw"},
