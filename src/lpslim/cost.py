@@ -19,7 +19,6 @@ from lpslim.units import Units
 # Layers with a weight per channel, or several, that go with the channel
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
 COUNTED = (nn.Conv2d, nn.Linear, *NORMS)
-RULE = "multiply-adds of convolution and linear layers; all parameters"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The stages of a run, in order, with the keys that their results are stored under.
 
 A stage's key covers the settings it depends on, its parent's key and the version of its code
-below. Raise a version when a change alters that stage's results, and prune's with score's.
+(lpslim.versions).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lpslim.keys import stage_key
 from lpslim.penalties import Penalty
 from lpslim.recipe import Recipe, scaled
 from lpslim.splits import Data
+from lpslim.versions import VERSIONS
 
-VERSIONS = {"baseline": 1, "sparsify": 1, "score": 1, "prune": 1, "finetune": 1}
 # Settings that came after the first results were stored: at these values they change no key
 NEUTRAL: dict[str, Any] = {
     "across": "minmax", "widths": None, "round_to": 1, "structure": "channels", "weights_from": None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "fin
          "dataset.max_length": 128, "dataset.tokenizer": "",
          **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
             for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
+AFTERWARDS = ("versions", "weights", "diverged")  # fields that the first records lack
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
 
@@ -49,6 +50,11 @@ class Record:
         (``iteration``, ``epoch``, ``primal``, ``dual``, ``sparsity``, ``capped``); may be empty.
     curves: stage -> column (``train_loss``, ``val_accuracy``, ``test_accuracy``) -> value per epoch.
     seconds: stage -> wall time where it was computed. environment: versions, device, git commit.
+    versions: stage -> version of the code that computed it (lpslim.versions); absent: 1 each.
+    weights: stage -> SHA-256 of the network that it left; absent in the first records.
+    diverged: ``stage``, ``epoch`` and ``step`` (from 1) at which the loss was no number any more, and
+        ``loss``; empty if all went well. Such a record has what was measured until then: ``accuracy`` lacks
+        that stage and the later ones, ``cost`` may hold its ``rule`` alone.
     """
 
     experiment: str
@@ -65,6 +71,9 @@ class Record:
     curves: dict[str, dict[str, list[float]]]
     seconds: dict[str, float]
     environment: dict[str, Any]
+    versions: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    diverged: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -97,7 +106,8 @@ def read(path: Path) -> Record:
     except ValueError as problem:
         raise UserError(f"{path}: not a JSON record ({problem})") from problem
     known = {each.name for each in fields(Record)}
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA or set(content) != known:
+    whole = isinstance(content, dict) and known - set(AFTERWARDS) <= set(content) <= known
+    if not whole or content.get("schema") != SCHEMA:
         raise UserError(f"{path}: not a record of schema {SCHEMA}")
     return Record(**content)
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from lpslim import records, store
 from lpslim.config import Config
-from lpslim.cost import RULE
 from lpslim.records import Record
 from lpslim.splits import Data
+from lpslim.versions import RULE
 
 DIGITS = 4  # of a percentage or a loss: finer than any set of images can tell
 COLUMNS = ("train_loss", "val_accuracy", "test_accuracy")

@@ -10,7 +10,7 @@ from typing import Any
 
 from lpslim import records
 from lpslim.config import Config
-from lpslim.cost import RULE
+from lpslim.versions import RULE
 from lpslim.records import Record
 
 ORIGINAL = {"name": "cifar10", "source": "torchvision batches", "fingerprint": "a" * 64}
