@@ -11,7 +11,7 @@ WORK ?= outputs
 RESULTS ?= $(if $(filter smoke,$(PROFILE)),$(WORK)/smoke,results)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check reproduce tables plots bench latency compare clean
+.PHONY: help setup test test-slow check reproduce tables plots bench latency compare clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ $(VENV)/.installed: pyproject.toml
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest
+
+test-slow: setup  ## all tests, also those that take minutes: runs killed at many points
+	$(BIN)/python -m pytest --slow
 
 check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -19,6 +19,17 @@ hypothesis.settings.load_profile("fixed")
 Shape = tuple[int, int, int]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        quick = [item for item in items if "slow" not in item.keywords]
+        config.hook.pytest_deselected(items=[item for item in items if "slow" in item.keywords])
+        items[:] = quick
+
+
 @pytest.fixture
 def network() -> Callable[..., nn.Module]:
     """Build a network of the package in evaluation mode, seeded, its batch-norm far from the identity."""

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lpslim.config import Config, check
-from lpslim.errors import UserError
+from lpslim.errors import RunError, UserError
 from lpslim.records import PLACES, flat
 
 if TYPE_CHECKING:  # slow to import, and a refused configuration does not need it
@@ -146,30 +146,35 @@ def guarded(main: Callable[[], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours to write
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as problem:
+    except (UserError, RunError, HydraException, OmegaConfBaseException) as problem:
         if wants_traceback:
             raise
         if SweepSummary.jobs:  # Hydra raises one job's mistake once all have ended
             SweepSummary.show()
         else:
             report_mistake(problem)
-        sys.exit(2)
+        sys.exit(code_of(problem))
+
+
+def code_of(problem: Exception) -> int:
+    """Return the exit code: 1 where the machine failed or a run diverged, 2 for the user's mistakes."""
+    return 1 if isinstance(problem, RunError) else 2
 
 
 def task(composed: DictConfig) -> Path | list[Stage] | None:
-    """Do one run of the command line; a single run's mistake ends the program with exit code 2.
+    """Do one run of the command line; what stops a single run ends the program with its exit code.
 
-    In a sweep the mistake is raised, so that the other jobs go on and the summary names it.
+    In a sweep it is raised, so that the other jobs go on and the summary names it.
     """
     from lpslim.runs import execute  # slow to import, and a refused configuration does not need it
 
     try:
         return execute(checked(composed), differences(composed))
-    except UserError as problem:
+    except (UserError, RunError) as problem:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         report_mistake(problem)
-        sys.exit(2)
+        sys.exit(code_of(problem))
 
 
 class SweepSummary(Callback):

@@ -240,6 +240,9 @@ def _rest(config: Config) -> Iterator[str]:
     yield from _one_of("trainer.precision", config.trainer.precision, PRECISIONS)
     if config.trainer.threads is not None and config.trainer.threads < 1:
         yield _fault("trainer.threads", config.trainer.threads, "1 or more, or null for PyTorch's choice")
+    minutes = config.trainer.checkpoint_minutes
+    if minutes is not None and not 0 <= minutes < math.inf:
+        yield _fault("trainer.checkpoint_minutes", minutes, "0 or more, or null for no checkpoints")
 
 
 def _recipe(recipe: Recipe, fewest: int) -> Iterator[str]:

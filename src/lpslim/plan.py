@@ -44,13 +44,18 @@ class Step:
         return self.folder.exists()
 
     @property
+    def lock(self) -> Path:
+        """The file that a process locks while it computes the stage."""
+        return self.folder.with_suffix(".lock")
+
+    @property
     def epochs(self) -> int:
         """Epochs of training, before a scratch-B run is lengthened; 0 for a stage that trains nothing."""
         return int(self.depends_on.get("recipe", {}).get("epochs", 0))
 
     def info(self) -> Info:
         """Return what the finished stage says of itself."""
-        content: Info = store.read_json(self.folder / "stage.json")
+        content: Info = store.read_json(self.folder / store.MANIFEST)
         return content
 
 

@@ -34,13 +34,18 @@ class Recipe:
 
 @dataclass
 class Trainer:
-    """Where and how the arithmetic runs."""
+    """Where and how the arithmetic runs.
+
+    checkpoint_minutes: how often a training is kept, to go on after it was killed; 0: after every step;
+    null: never.
+    """
 
     device: str = "auto"
     precision: str = "no"
     channels_last: bool = True
     compile: bool = False
     threads: int | None = None
+    checkpoint_minutes: float | None = 10.0
 
 
 def scaled(recipe: Recipe, factor: float) -> Recipe:

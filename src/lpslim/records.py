@@ -22,11 +22,12 @@ from lpslim.errors import UserError
 SCHEMA = 1
 # Where and how a run is done, not what it measures
 PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
-          "dataset.download", "dataset.workers", "trainer.device", "trainer.threads")  # fmt: skip
+          "dataset.download", "dataset.workers", "trainer.device", "trainer.threads",
+          "trainer.checkpoint_minutes")  # fmt: skip
 # Settings that came after the first records were written, and what their absence means
 LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,
          "criterion.across": "minmax", "criterion.widths": None, "protected": [],
-         "dataset.max_length": 128, "dataset.tokenizer": "",
+         "dataset.max_length": 128, "dataset.tokenizer": "", "trainer.checkpoint_minutes": 10.0,
          **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
             for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
 AFTERWARDS = ("versions", "weights", "diverged")  # fields that the first records lack

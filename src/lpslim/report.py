@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from lpslim import records, store
+from lpslim.architecture import WEIGHTS
 from lpslim.config import Config
+from lpslim.errors import DivergenceError
 from lpslim.records import Record
 from lpslim.splits import Data
-from lpslim.versions import RULE
+from lpslim.versions import RULE, VERSIONS
 
 DIGITS = 4  # of a percentage or a loss: finer than any set of images can tell
+COSTS = ("dense", "pruned", "flops_drop", "params_drop")
 COLUMNS = ("train_loss", "val_accuracy", "test_accuracy")
 
 
@@ -26,9 +28,16 @@ def make_record(
     keys: dict[str, str],
     infos: dict[str, dict[str, Any]],
     device: str,
+    diverged: DivergenceError | None = None,
 ) -> Record:
-    """Return the record of a run from what its stages say (``infos``, stage -> stage.json)."""
-    pruned = infos["prune"]
+    """Return the record of a run from what its stages say (``infos``, stage -> stage.json).
+
+    Where one diverged, ``infos`` has the stages before it.
+    """
+    pruned = infos.get("prune", {})
+    curves = {stage: info["curve"] for stage, info in infos.items() if "curve" in info}
+    if diverged:
+        curves[diverged.stage] = diverged.curve
     return Record(
         experiment=config.name,
         key=keys["finetune"],
@@ -43,14 +52,19 @@ def make_record(
             "metric": data.task.metric,
             **{split: len(getattr(data, split)) for split in ("train", "val", "test")},
         },
-        cost={"rule": RULE, **{key: pruned[key] for key in ("dense", "pruned", "flops_drop", "params_drop")}},
+        cost={"rule": RULE, **{key: pruned[key] for key in COSTS if key in pruned}},
         accuracy={stage: info["accuracy"] for stage, info in infos.items() if "accuracy" in info},
-        channels=pruned["channels"],
+        channels=pruned.get("channels", {}),
         convergence=infos.get("sparsify", {}).get("convergence", []),
-        curves={stage: _columns(info["curve"]) for stage, info in infos.items() if "curve" in info},
+        curves={stage: _columns(rows) for stage, rows in curves.items()},
         seconds={stage: round(info["seconds"], 1) for stage, info in infos.items()},
         environment=records.environment(device),
-    )
+        versions={stage: VERSIONS["score" if stage == "widths" else stage] for stage in keys},
+        weights={stage: info["files"][WEIGHTS] for stage, info in infos.items()
+                 if WEIGHTS in info.get("files", {})},
+        diverged={name: getattr(diverged, name) for name in ("stage", "epoch", "step", "loss")}
+                 if diverged else {},
+    )  # fmt: skip
 
 
 def _columns(curve: list[dict[str, float]]) -> dict[str, list[float]]:
@@ -65,12 +79,17 @@ def fill_folder(folder: Path, record: Record, pruned: Path) -> None:
     network = folder / "pruned"
     network.mkdir(exist_ok=True)
     for file in pruned.iterdir():
-        if file.name != "stage.json":
-            shutil.copyfile(file, network / file.name)
+        if file.name != store.MANIFEST:
+            store.copy_file(file, network / file.name)
 
 
 def summary(record: Record, selection: str) -> str:
     """Return the lines that end a run's output."""
+    if record.diverged:
+        what = "diverged in {stage}, epoch {epoch}, step {step}: loss {loss}".format(
+            **record.diverged
+        )
+        return f"{record.experiment}, seed {record.seed}: {what}"
     cost, accuracy = record.cost, record.accuracy
     dense, pruned = cost["dense"], cost["pruned"]
     metric = record.data.get("metric", "accuracy")

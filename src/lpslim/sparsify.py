@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -54,6 +55,15 @@ class Sparsifier(Hooks):
         if due > done:
             row = {"iteration": len(self.convergence) + 1, "epoch": step / steps_per_epoch}
             self.convergence.append({**row, **asdict(self.admm.update())})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Z, V and what was measured so far."""
+        return {"admm": self.admm.state_dict(), "convergence": self.convergence}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.admm.load_state_dict(state["admm"])
+        self.convergence = state["convergence"]
 
     def sparse(self) -> dict[str, Tensor]:
         """Return Z by parameter name, on the CPU."""

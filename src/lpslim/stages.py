@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from lpslim.keys import derive_seed
 from lpslim.plan import Info, Step, architecture_of, last_recipe, penalty, torchvision_name
 from lpslim.recipe import Recipe, scaled
 from lpslim.slimming import ScaleSparsifier
+from lpslim.snapshots import Snapshots
 from lpslim.sparsify import Sparsifier
 from lpslim.splits import Data, example
 from lpslim.survey import share, survey
@@ -44,11 +45,12 @@ class Pipeline:
     steps: dict[str, Step]
     writer: SummaryWriter
 
-    def run(self) -> dict[str, Info]:
-        """Find or make every stage, in order; return what each says of itself."""
+    def run(self) -> Iterator[tuple[str, Info]]:
+        """Find or make every stage, in order; yield its name and what it says of itself."""
         makers = {"baseline": self._baseline, "sparsify": self._sparsify, "widths": self._score,
                   "score": self._score, "prune": self._prune, "finetune": self._finetune}  # fmt: skip
-        return {name: self._obtain(step, makers[name]) for name, step in self.steps.items()}
+        for name, step in self.steps.items():
+            yield name, self._obtain(step, makers[name])
 
     @property
     def _trunk(self) -> Path:
@@ -56,7 +58,12 @@ class Pipeline:
         return self.steps["sparsify" if "sparsify" in self.steps else "baseline"].folder
 
     def _obtain(self, step: Step, make: Callable[[Step, Path], Info]) -> Info:
-        with store.locked(step.folder.with_suffix(".lock")):
+        with store.locked(step.lock):
+            store.clear_scratch(step.folder)
+            if step.done and (fault := store.damage(step.folder)):
+                aside = store.set_aside(step.folder)
+                log.warning("%s %s: is damaged (%s): computed again; the damaged one is now %s",
+                            step.name, step.key, fault, aside)  # fmt: skip
             if step.done:
                 log.info("%s %s: found, not computed again", step.name, step.key)
                 for row in step.info().get("curve", []):
@@ -66,14 +73,18 @@ class Pipeline:
                     began = time.perf_counter()
                     info = make(step, scratch)
                     info["seconds"] = time.perf_counter() - began
-                    store.write_json(scratch / "stage.json", {**info, "depends_on": step.depends_on})
+                    store.seal(scratch, {**info, "depends_on": step.depends_on})
+            self._snapshots(step.name).clear()
         return step.info()
+
+    def _snapshots(self, stage: str) -> Snapshots:
+        return Snapshots(self.steps[stage].folder, self.config.trainer.checkpoint_minutes)
 
     def _fit(self, model: nn.Module, stage: str, recipe: Recipe, hooks: Hooks | None = None) -> Info:
         curve = fit(
             model, self.data, recipe, self.config.trainer,
             seed=self.config.seed, stage=stage, hooks=hooks,
-            after_epoch=lambda row: self._chart(stage, row),
+            after_epoch=lambda row: self._chart(stage, row), snapshots=self._snapshots(stage),
         )  # fmt: skip
         return {"curve": curve, "accuracy": summarise(curve) if curve else self._measured(model)}
 

@@ -1,29 +1,47 @@
 """Stage folders and small files: written beside, renamed into place, never changed.
 
-A stage folder exists only when it is complete. An advisory lock (``flock``) makes a
-second process that wants the same stage wait; the kernel drops the lock of a
-process that dies.
+A stage folder exists only when it is complete, and says in its manifest what it holds, so that a later
+reader can tell whether it still does. An advisory lock (``flock``) makes a second process that wants the
+same stage wait; the kernel drops the lock of a process that dies.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lpslim.errors import UserError
+from lpslim.keys import digest
+
+MANIFEST = "stage.json"
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs."""
+    """Hold the lock file ``path`` while the block runs; wait for another holder, and say for whom."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with open(path, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            log.info("%s: waiting for %s", path.stem, handle.read().strip() or "another process")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        handle.flush()
         yield
 
 
@@ -46,6 +64,71 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def clear_scratch(path: Path) -> None:
+    """Remove what processes that died left of ``path`` half-written; its lock must be held."""
+    for left in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def seal(folder: Path, info: dict[str, Any]) -> None:
+    """Write the manifest: ``info``, every file's SHA-256, and a digest of the manifest itself."""
+    content = {**info, "files": {name: file_hash(folder / name) for name in _files(folder)}}
+    write_json(folder / MANIFEST, {**content, "digest": digest(content)})
+
+
+def damage(folder: Path) -> str:
+    """Return what tells a sealed folder from what was written, in words; nothing if it is intact.
+
+    A folder older than manifests of files is taken as it is.
+    """
+    try:
+        content = read_json(folder / MANIFEST)
+        stated = content.pop("digest", None)
+    except (OSError, ValueError, AttributeError) as problem:
+        return f"{MANIFEST}: cannot be read ({problem})"
+    if "files" not in content and stated is None:
+        return ""
+    if stated != digest(content):
+        return f"{MANIFEST}: is not what was written"
+    names = _files(folder)
+    if odd := sorted(set(names) ^ set(content["files"])):
+        return f"{odd[0]}: {'is not of this stage' if odd[0] in names else 'is missing'}"
+    changed = (name for name in names if file_hash(folder / name) != content["files"][name])
+    return next((f"{name}: is not the file that was written" for name in changed), "")
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder out of the way, for a person to look at; return where it is now."""
+    aside = folder.with_name(f"{folder.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    os.rename(folder, aside)
+    return aside
+
+
+def _files(folder: Path) -> list[str]:
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(str(path.relative_to(folder)) for path in found if path != folder / MANIFEST)
+
+
+def file_hash(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Make the folder that the value of ``key`` names, and see whether a file can be written there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder) as probe:
+            probe.write(b"probe")
+    except OSError as problem:
+        raise UserError(f"{key}={folder}: cannot be written to ({problem.strerror})") from problem
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` beside ``path`` and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +142,17 @@ def write_text(path: Path, text: str) -> None:
         os.replace(scratch, path)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file beside ``path`` and rename it into place: a link there is replaced, not followed."""
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        shutil.copyfile(source, scratch)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
         raise
 
 

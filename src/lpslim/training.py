@@ -1,27 +1,33 @@
-"""The training loop, its schedules, and the hooks through which the ADMM joins in."""
+"""The training loop, the hooks through which the ADMM joins in, and how it goes on where it was."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from lpslim.errors import UserError
+from lpslim.errors import DivergenceError, UserError
 from lpslim.evaluation import evaluate
 from lpslim.keys import derive_seed
+from lpslim.progress import Curve, Progress, restored
 from lpslim.recipe import Recipe, Trainer, learning_rate
-from lpslim.splits import Data
+from lpslim.snapshots import Snapshots
+from lpslim.splits import Batch, Data
 
 log = logging.getLogger(__name__)
 
-Curve = list[dict[str, float]]
+LOGGED = ("train_loss", "val_accuracy", "test_accuracy", "seconds")
+GENERATORS = ("random", "random_cuda")
+CHECKED_STEPS = 10  # on an accelerator, which each look at a loss makes wait
 
 
 class Hooks:
@@ -35,6 +41,13 @@ class Hooks:
 
     def after_step(self, step: int, steps_per_epoch: int) -> None:
         """Called after the optimiser; ``step`` counts from 1 through all epochs."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold: tensors and numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint; called after ``begin``."""
 
 
 def make_accelerator(trainer: Trainer) -> Accelerator:
@@ -62,6 +75,78 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, recipe.lr, (recipe.momentum, 0.999), foreach=True)
 
 
+class Training:
+    """A network, its optimiser and hooks in the middle of a recipe: what a checkpoint holds.
+
+    model: is trained in place. data, device: where the accelerator is. layout: of images in memory.
+    """
+
+    def __init__(self, model: nn.Module, data: Data, recipe: Recipe, trainer: Trainer, hooks: Hooks) -> None:
+        self.accelerator = make_accelerator(trainer)
+        self.device = self.accelerator.device
+        images = len(data.shape) == 3
+        self.layout = torch.channels_last if trainer.channels_last and images else torch.contiguous_format
+        model.to(self.device).to(memory_format=self.layout)
+        self.model, self.data, self.recipe, self.hooks = model, data.to(self.device), recipe, hooks
+        wrapped, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, recipe))
+        self.forward = torch.compile(wrapped) if trainer.compile else wrapped
+        hooks.begin()
+        self.batch_size = min(recipe.batch_size, len(self.data.train))
+        self.steps_per_epoch = len(self.data.train) // self.batch_size
+        self.check_every = 1 if self.device.type == "cpu" else CHECKED_STEPS
+        self.progress = Progress()
+
+    def step(self, inputs: Tensor, labels: Tensor) -> None:
+        """Do one step of the optimiser."""
+        done, task = self.progress, self.data.task
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(done.step)
+        with self.accelerator.autocast():
+            outputs = self.forward(inputs.contiguous(memory_format=self.layout))
+            loss = task.loss(outputs.float(), labels, self.recipe.label_smoothing)
+        self.accelerator.backward(loss)
+        self.accelerator.unscale_gradients()  # of fp16's loss scale, before a penalty joins them
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.hooks.after_backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        done.add(loss.detach(), task.answers(outputs.detach()), labels)
+        self.hooks.after_step(done.epoch * self.steps_per_epoch + done.step, self.steps_per_epoch)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step of this epoch, counted from 0."""
+        return learning_rate(self.recipe, self.progress.epoch + (step + 0.5) / self.steps_per_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the rest of the training depends on, as tensors and numbers."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "hooks": self.hooks.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+            "progress": self.progress.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``, but for the random generators: they wait for the batches."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.hooks.load_state_dict(state["hooks"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.progress = restored(state["progress"], self.device)
+
+
+def _restore_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["random"])
+    if state["random_cuda"]:
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
 def fit(
     model: nn.Module,
     data: Data,
@@ -72,6 +157,7 @@ def fit(
     stage: str,
     hooks: Hooks | None = None,
     after_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    snapshots: Snapshots | None = None,
 ) -> Curve:
     """Train ``model`` in place and return one row of measurements per epoch.
 
@@ -80,72 +166,85 @@ def fit(
     ``seconds``; "accuracy" is the task's metric. Batch order, augmentation and dropout of an epoch
     follow from (seed, stage, epoch) alone, and for streamed images from their number of workers.
 
+    With ``snapshots`` a training that was killed goes on from its last checkpoint, to the bits that it
+    would have had; ``after_epoch`` is then called for the epochs before as well.
+
     Raises:
-        FloatingPointError: the training loss of an epoch is not finite.
+        DivergenceError: a loss is not finite.
     """
-    hooks = hooks or Hooks()
-    accelerator = make_accelerator(trainer)
-    images = len(data.shape) == 3
-    layout = torch.channels_last if trainer.channels_last and images else torch.contiguous_format
-    model.to(accelerator.device).to(memory_format=layout)
-    data = data.to(accelerator.device)
-    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, recipe))
-    forward = torch.compile(wrapped) if trainer.compile else wrapped
-    hooks.begin()
-    size = min(recipe.batch_size, len(data.train))
-    steps_per_epoch = len(data.train) // size
-    curve: Curve = []
-    bar = tqdm(total=recipe.epochs * steps_per_epoch, desc=stage, disable=None, dynamic_ncols=True)
-    for epoch in range(recipe.epochs):
-        began = time.perf_counter()
-        loss_sum = torch.zeros((), device=accelerator.device)
-        answers, truths = [], []
+    training = Training(model, data, recipe, trainer, hooks or Hooks())
+    generators = None
+    if snapshots and (kept := snapshots.load()):
+        training.load_state_dict(kept)
+        generators = {name: kept[name] for name in GENERATORS}
+        del kept
+        log.info(
+            "%s: goes on after epoch %d, step %d", stage, training.progress.epoch, training.progress.step
+        )
+        for row in training.progress.curve:
+            after_epoch(row)
+    done, steps = training.progress, training.steps_per_epoch
+    bar = tqdm(total=recipe.epochs * steps, initial=done.epoch * steps + done.step, desc=stage,
+               disable=None, dynamic_ncols=True)  # fmt: skip
+    while done.epoch < recipe.epochs:
+        began = time.perf_counter() - done.spent
         model.train()
-        torch.manual_seed(derive_seed(seed, stage, "forward", epoch))  # for dropout and its like
-        batches = data.train.train_batches(size, derive_seed(seed, stage, "batches", epoch))
-        for step, (inputs, labels) in enumerate(batches):
-            rate = learning_rate(recipe, epoch + (step + 0.5) / steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with accelerator.autocast():
-                outputs = forward(inputs.contiguous(memory_format=layout))
-                loss = data.task.loss(outputs.float(), labels, recipe.label_smoothing)
-            accelerator.backward(loss)
-            accelerator.unscale_gradients()  # of fp16's loss scale, before a penalty joins them
-            if recipe.clip_norm:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            hooks.after_backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            hooks.after_step(epoch * steps_per_epoch + step + 1, steps_per_epoch)
-            loss_sum += loss.detach()
-            answers.append(data.task.answers(outputs.detach()))
-            truths.append(labels)
+        for inputs, labels in _batches(training, seed, stage, generators):
+            training.step(inputs, labels)
             bar.update()
-            if step % 10 == 0 and not bar.disable:
-                bar.set_postfix_str(
-                    f"epoch {epoch + 1}/{recipe.epochs}, loss {loss.item():.3f}" + _best(curve)
-                )
-        if not math.isfinite(mean_loss := loss_sum.item() / steps_per_epoch):
-            raise FloatingPointError(f"{stage}: the loss is {mean_loss} in epoch {epoch + 1}")
-        val, test = (evaluate(model, part, task=data.task) for part in (data.val, data.test))
-        row = {
-            "epoch": epoch + 1,
-            "lr": rate,
-            "train_loss": mean_loss,
-            "train_accuracy": data.task.mark(torch.cat(answers), torch.cat(truths)),
-            "val_accuracy": val["accuracy"],
-            "test_accuracy": test["accuracy"],
-            "test_loss": test["loss"],
-            "seconds": time.perf_counter() - began,
-        }
-        curve.append(row)
+            if done.step % training.check_every == 0:
+                done.check(stage)
+            if done.step % 10 == 0 and not bar.disable:
+                note = f"epoch {done.epoch + 1}/{recipe.epochs}, loss {float(done.loss_sum) / done.step:.3f}"
+                bar.set_postfix_str(note + _best(done.curve))
+            if snapshots and snapshots.due:
+                done.check(stage)
+                done.spent = time.perf_counter() - began
+                snapshots.save(training.state_dict())
+        done.check(stage)
+        generators = None
+        row = _measured(training, stage, began)
+        done.finish_epoch(row)
         after_epoch(row)
-        log.info("%s epoch %d/%d: loss %.4f, val %.2f %%, test %.2f %%, %.0f s", stage, epoch + 1,
-                 recipe.epochs, mean_loss, val["accuracy"], test["accuracy"], row["seconds"])  # fmt: skip
+        log.info("%s epoch %d/%d: loss %.4f, val %.2f %%, test %.2f %%, %.0f s", stage, done.epoch,
+                 recipe.epochs, *(row[name] for name in LOGGED))  # fmt: skip
     bar.close()
     model.to("cpu")
-    return curve
+    return done.curve
+
+
+def _batches(training: Training, seed: int, stage: str, generators: dict[str, Any] | None) -> Iterator[Batch]:
+    """Yield what is left of the current epoch, every generator as if nothing had happened before."""
+    done = training.progress
+    if done.step == training.steps_per_epoch:
+        return
+    torch.manual_seed(derive_seed(seed, stage, "forward", done.epoch))  # for dropout and its like
+    order = derive_seed(seed, stage, "batches", done.epoch)
+    batches = islice(training.data.train.train_batches(training.batch_size, order), done.step, None)
+    for batch in batches:
+        if generators:  # only now: drawing the batches before again may have used them
+            _restore_random(generators)
+            generators = None
+        yield batch
+
+
+def _measured(training: Training, stage: str, began: float) -> dict[str, float]:
+    """Return the row of an epoch whose steps are done."""
+    done, data = training.progress, training.data
+    val, test = (evaluate(training.model, part, task=data.task) for part in (data.val, data.test))
+    for loss in (val["loss"], test["loss"]):
+        if not math.isfinite(loss):  # the last step broke the weights
+            raise DivergenceError(stage, done.epoch + 1, done.step, loss, done.curve)
+    return {
+        "epoch": done.epoch + 1,
+        "lr": training.rate(done.step - 1),
+        "train_loss": float(done.loss_sum) / training.steps_per_epoch,
+        "train_accuracy": data.task.mark(torch.cat(done.answers), torch.cat(done.truths)),
+        "val_accuracy": val["accuracy"],
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def _best(curve: Curve) -> str:

@@ -1,0 +1,75 @@
+"""Checkpoints inside a stage, so that a killed training goes on where it was.
+
+A checkpoint is one file of tensors and numbers, ``<key>.<SHA-256>.checkpoint`` beside the stage's folder:
+written beside, renamed into place, and read back only if its contents still have the hash in its name. It
+is never shared, and vanishes when its stage is finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lpslim.store import file_hash
+
+log = logging.getLogger(__name__)
+
+
+class Snapshots:
+    """The checkpoints of one stage.
+
+    Args:
+        stage: the folder that the finished stage will have.
+        minutes: how often one is due; 0 for always, None for never.
+    """
+
+    def __init__(self, stage: Path, minutes: float | None) -> None:
+        self.stage, self.minutes = stage, minutes
+        self.last = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return self.minutes is not None and time.monotonic() - self.last >= 60 * self.minutes
+
+    @property
+    def exist(self) -> bool:
+        """Whether there is one."""
+        return bool(self._files())
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep ``state``: tensors, numbers, strings, in dictionaries, lists and tuples."""
+        self.stage.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.stage.with_name(f".{self.stage.name}-checkpoint-{os.getpid()}")
+        try:
+            with open(scratch, "wb") as file:  # by its path, torch would hide what the system says
+                torch.save(state, file)
+            kept = self.stage.with_name(f"{self.stage.name}.{file_hash(scratch)}.checkpoint")
+            os.replace(scratch, kept)
+        finally:
+            scratch.unlink(missing_ok=True)
+        self.clear(but=kept)
+        self.last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the last state that was kept, on the CPU; None if there is none, or none is intact."""
+        for file in sorted(self._files(), key=os.path.getmtime, reverse=True):
+            if file.name.split(".")[-2] == file_hash(file):
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                return state
+            log.warning("%s: is damaged, and is not used", file)
+        return None
+
+    def clear(self, but: Path | None = None) -> None:
+        """Remove all checkpoints of the stage, but one."""
+        for file in self._files():
+            if file != but:
+                file.unlink()
+
+    def _files(self) -> list[Path]:
+        return list(self.stage.parent.glob(f"{self.stage.name}.*.checkpoint"))

@@ -1,0 +1,99 @@
+"""Runs in processes of their own, which can be killed at any moment, or at any write."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lpslim.cli import checked
+from lpslim.errors import RunError, UserError
+from lpslim.runs import execute
+from tests.composing import composed
+
+# a server that has imported everything, and has used nothing, forks each process: seconds saved a time
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.pipeline.dying", "lpslim.models.vgg", "lpslim.data.digits"])
+TINY = ("model=vgg_small", "debug=tiny", "trainer.threads=1", "trainer.checkpoint_minutes=0")
+WRITES = ("replace", "rename", "unlink", "fsync")
+
+
+def places(folder: Path) -> tuple[str, str]:
+    return f"work_dir={folder}/outputs", f"results_dir={folder}/results"
+
+
+def begin(*overrides: str, at_write: int | None = None, counted: Path | None = None) -> Any:
+    """Start the tiny run; with ``at_write`` it kills itself around that write, see :func:`die_at`."""
+    process = PROCESSES.Process(target=live, args=(overrides, at_write, counted))
+    process.start()
+    return process
+
+
+def live(overrides: tuple[str, ...], at_write: int | None, counted: Path | None) -> None:
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    moments = die_at(at_write)
+    try:
+        execute(checked(composed(*TINY, *overrides)), {})
+    except (RunError, UserError) as problem:
+        if counted:
+            counted.write_text(str(problem))
+        sys.exit(1)
+    if counted:
+        counted.write_text(str(moments()))
+
+
+def die_at(moment: int | None) -> Callable[[], int]:
+    """Let this process kill itself at that moment; each write has one just before and one just after.
+
+    Returns a function that tells how many there were.
+    """
+    passed = 0
+
+    def tick() -> None:
+        nonlocal passed
+        if passed == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        passed += 1
+
+    def fatal(write: Callable[..., Any]) -> Callable[..., Any]:
+        def around(*arguments: Any, **named: Any) -> Any:
+            tick()
+            result = write(*arguments, **named)
+            tick()
+            return result
+
+        return around
+
+    for name in WRITES:
+        setattr(os, name, fatal(getattr(os, name)))
+    return lambda: passed
+
+
+def ended(process: Any, within: float = 120) -> int:
+    """Wait for a process; return its exit code, negative for a signal."""
+    process.join(within)
+    assert process.exitcode is not None, "the run hangs"
+    return int(process.exitcode)
+
+
+def facts(folder: Path) -> list[dict[str, Any]]:
+    """Return what the records below a folder say, but for places and wall time."""
+    found = []
+    for path in sorted((folder / "results" / "records").rglob("*.json")):
+        record = json.loads(path.read_text())
+        for place in ("work_dir", "results_dir"):
+            del record["config"][place]
+        del record["seconds"]
+        found.append(record)
+    return found
+
+
+def finished(folder: Path) -> dict[str, int]:
+    """Return the finished stages and what tells each from one that was computed again."""
+    return {str(p.parent): p.stat().st_ino for p in (folder / "outputs" / "stages").glob("*/*/stage.json")
+            if not p.parent.name.startswith(".")}  # fmt: skip
