@@ -44,6 +44,7 @@ GROUPS = (
 
 
 CONF = Path("conf")
+INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 
 def register(conf: Path) -> None:
@@ -154,6 +155,10 @@ def guarded(main: Callable[[], object]) -> None:
         else:
             report_mistake(problem)
         sys.exit(code_of(problem))
+    except KeyboardInterrupt:
+        if SweepSummary.jobs:
+            SweepSummary.show()
+        sys.exit(INTERRUPTED)
 
 
 def code_of(problem: Exception) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -24,29 +25,32 @@ REMEDIES = (
     (LOCKLESS, "take a work_dir on a file system that can lock files (flock)"),
 )
 OUT_OF_MEMORY = "take a smaller batch_size, or a machine with more memory"
-AGAIN = "then run the same command again: it goes on from what was kept"
+AGAIN = "the same command goes on from what was kept"
 
 
 @contextmanager
 def explained(steps: Iterable[Step]) -> Iterator[None]:
     """Turn what the machine does to the block into a message that says what of ``steps`` is kept.
 
+    An interruption by the user passes, after the same message: it must end a sweep as well.
+
     Raises:
-        RunError: a disk, a folder or the memory failed, or the user interrupted.
+        RunError: a disk, a folder or the memory failed.
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt) as problem:
+    except KeyboardInterrupt:
+        print(f"\ninterrupted\n{_kept(steps)}\n{AGAIN}", file=sys.stderr)
+        raise
+    except Exception as problem:
         if (told := reason(problem)) is None:
             raise
         happened, remedy = told
-        raise RunError(f"{happened}\nkept: {kept(steps) or 'nothing yet'}\n{remedy}; {AGAIN}") from problem
+        raise RunError(f"{happened}\n{_kept(steps)}\n{remedy}, then: {AGAIN}") from problem
 
 
 def reason(problem: BaseException) -> tuple[str, str] | None:
     """Return what happened and what to do about it; None for a fault of the program's, or of the input."""
-    if isinstance(problem, KeyboardInterrupt):
-        return "interrupted", "nothing is lost"
     if isinstance(problem, RunError | UserError):
         return None
     text = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
@@ -74,12 +78,12 @@ def _system_error(problem: BaseException) -> tuple[int | None, str]:
     return None, ""
 
 
-def kept(steps: Iterable[Step]) -> str:
-    """Return what there is of a run: its finished stages, and the checkpoint of the one that was begun."""
+def _kept(steps: Iterable[Step]) -> str:
+    """Return which stages are finished, and of which there is a checkpoint."""
     found = []
     for step in steps:
         if step.done:
             found.append(f"{step.name} {step.key}")
         elif Snapshots(step.folder, None).exist:
             found.append(f"a checkpoint of {step.name} {step.key}")
-    return ", ".join(found)
+    return f"kept: {', '.join(found) or 'nothing yet'}"

@@ -86,9 +86,7 @@ def fill_folder(folder: Path, record: Record, pruned: Path) -> None:
 def summary(record: Record, selection: str) -> str:
     """Return the lines that end a run's output."""
     if record.diverged:
-        what = "diverged in {stage}, epoch {epoch}, step {step}: loss {loss}".format(
-            **record.diverged
-        )
+        what = "diverged in {stage}, epoch {epoch}, step {step}: loss {loss}".format(**record.diverged)
         return f"{record.experiment}, seed {record.seed}: {what}"
     cost, accuracy = record.cost, record.accuracy
     dense, pruned = cost["dense"], cost["pruned"]

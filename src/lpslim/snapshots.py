@@ -49,7 +49,7 @@ class Snapshots:
         try:
             with open(scratch, "wb") as file:  # by its path, torch would hide what the system says
                 torch.save(state, file)
-            kept = self.stage.with_name(f"{self.stage.name}.{file_hash(scratch)}.checkpoint")
+            kept = self.named(scratch)
             os.replace(scratch, kept)
         finally:
             scratch.unlink(missing_ok=True)
@@ -59,7 +59,7 @@ class Snapshots:
     def load(self) -> dict[str, Any] | None:
         """Return the last state that was kept, on the CPU; None if there is none, or none is intact."""
         for file in sorted(self._files(), key=os.path.getmtime, reverse=True):
-            if file.name.split(".")[-2] == file_hash(file):
+            if file == self.named(file):
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
                 return state
             log.warning("%s: is damaged, and is not used", file)
@@ -70,6 +70,10 @@ class Snapshots:
         for file in self._files():
             if file != but:
                 file.unlink()
+
+    def named(self, file: Path) -> Path:
+        """Return the name of a checkpoint with this file's contents."""
+        return self.stage.with_name(f"{self.stage.name}.{file_hash(file)}.checkpoint")
 
     def _files(self) -> list[Path]:
         return list(self.stage.parent.glob(f"{self.stage.name}.*.checkpoint"))

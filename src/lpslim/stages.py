@@ -19,6 +19,7 @@ from lpslim import architecture, checkpoints, lookup, masking, selection, store
 from lpslim.architecture import Architecture
 from lpslim.config import Config
 from lpslim.cost import Cost, layer_costs
+from lpslim.errors import DivergenceError
 from lpslim.evaluation import PROTOCOLS, evaluate, summarise
 from lpslim.keys import derive_seed
 from lpslim.plan import Info, Step, architecture_of, last_recipe, penalty, torchvision_name
@@ -71,7 +72,11 @@ class Pipeline:
             else:
                 with store.new_folder(step.folder) as scratch:
                     began = time.perf_counter()
-                    info = make(step, scratch)
+                    try:
+                        info = make(step, scratch)
+                    except DivergenceError:
+                        self._snapshots(step.name).clear()  # a second try must not go on from there
+                        raise
                     info["seconds"] = time.perf_counter() - began
                     store.seal(scratch, {**info, "depends_on": step.depends_on})
             self._snapshots(step.name).clear()

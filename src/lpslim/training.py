@@ -220,12 +220,12 @@ def _batches(training: Training, seed: int, stage: str, generators: dict[str, An
         return
     torch.manual_seed(derive_seed(seed, stage, "forward", done.epoch))  # for dropout and its like
     order = derive_seed(seed, stage, "batches", done.epoch)
-    batches = islice(training.data.train.train_batches(training.batch_size, order), done.step, None)
-    for batch in batches:
-        if generators:  # only now: drawing the batches before again may have used them
-            _restore_random(generators)
-            generators = None
-        yield batch
+    batches = training.data.train.train_batches(training.batch_size, order)
+    for _ in islice(batches, done.step):
+        pass  # drawn once more, for what follows from them
+    if generators:
+        _restore_random(generators)
+    yield from batches
 
 
 def _measured(training: Training, stage: str, began: float) -> dict[str, float]:

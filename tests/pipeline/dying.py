@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lpslim.cli import checked
+from lpslim.cli import checked, code_of
 from lpslim.errors import RunError, UserError
 from lpslim.runs import execute
 from tests.composing import composed
@@ -19,7 +20,8 @@ from tests.composing import composed
 # a server that has imported everything, and has used nothing, forks each process: seconds saved a time
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.pipeline.dying", "lpslim.models.vgg", "lpslim.data.digits"])
-TINY = ("model=vgg_small", "debug=tiny", "trainer.threads=1", "trainer.checkpoint_minutes=0")
+TINY = ("model=vgg_small", "debug=tiny", "regularizer.updates_per_epoch=4", "trainer.threads=1",
+        "trainer.checkpoint_minutes=0")  # fmt: skip
 WRITES = ("replace", "rename", "unlink", "fsync")
 
 
@@ -27,24 +29,33 @@ def places(folder: Path) -> tuple[str, str]:
     return f"work_dir={folder}/outputs", f"results_dir={folder}/results"
 
 
-def begin(*overrides: str, at_write: int | None = None, counted: Path | None = None) -> Any:
-    """Start the tiny run; with ``at_write`` it kills itself around that write, see :func:`die_at`."""
-    process = PROCESSES.Process(target=live, args=(overrides, at_write, counted))
+def begin(
+    *overrides: str, at_write: int | None = None, largest: int | None = None, told: Path | None = None
+) -> Any:
+    """Start the tiny run.
+
+    at_write: it kills itself around that write, see :func:`die_at`. largest: bytes that a file may have; the
+    system refuses more. told: a file for how many moments its writes had, or for what ended it.
+    """
+    process = PROCESSES.Process(target=live, args=(overrides, at_write, largest, told))
     process.start()
     return process
 
 
-def live(overrides: tuple[str, ...], at_write: int | None, counted: Path | None) -> None:
+def live(overrides: tuple[str, ...], at_write: int | None, largest: int | None, told: Path | None) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     moments = die_at(at_write)
+    if largest:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     try:
         execute(checked(composed(*TINY, *overrides)), {})
     except (RunError, UserError) as problem:
-        if counted:
-            counted.write_text(str(problem))
-        sys.exit(1)
-    if counted:
-        counted.write_text(str(moments()))
+        if told:
+            told.write_text(str(problem))
+        sys.exit(code_of(problem))
+    if told:
+        told.write_text(str(moments()))
 
 
 def die_at(moment: int | None) -> Callable[[], int]:

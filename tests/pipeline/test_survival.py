@@ -21,7 +21,7 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     assert ended(begin(*places(folder / "first"), BUDGET)) == 0  # the server starts with it
     began = time.monotonic()
-    assert ended(begin(*places(folder), BUDGET, counted=folder / "writes")) == 0
+    assert ended(begin(*places(folder), BUDGET, told=folder / "writes")) == 0
     seconds = time.monotonic() - began
     assert facts(folder) == facts(folder / "first")
     return facts(folder), seconds, int((folder / "writes").read_text())
