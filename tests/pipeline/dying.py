@@ -99,7 +99,7 @@ def facts(folder: Path) -> list[dict[str, Any]]:
         record = json.loads(path.read_text())
         for place in ("work_dir", "results_dir"):
             del record["config"][place]
-        del record["seconds"]
+        del record["seconds"], record["environment"]  # wall time; the commit, should it change meanwhile
         found.append(record)
     return found
 
