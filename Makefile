@@ -1,10 +1,11 @@
-# Targets explain themselves: `make help`. PROFILE=smoke|short|paper, SEEDS and RESULTS are yours to set.
+# Targets explain themselves: `make help`. PROFILE=smoke|short|paper, SEEDS, RESULTS and ARGS are yours to set;
+# ARGS are more overrides for every run of a table: ARGS="dataset.root=/data/imagenet trainer.precision=bf16".
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SELECTION ?= last
 PROFILE ?= smoke
-SEEDS ?= $(if $(filter paper,$(PROFILE)),0$(comma)1$(comma)2,0)
+SEEDS ?= $(if $(filter smoke,$(PROFILE)),0,0$(comma)1$(comma)2)
 comma := ,
 WORK ?= outputs
 # a smoke run proves the path: its records stay out of results/
@@ -52,10 +53,12 @@ reproduce-table-%: setup  ## a table of the paper: vgg16, resnet, resnet50 or be
 	$(MAKE) --no-print-directory render && exit $$ended
 
 JOBS = '+experiment/$(ROWS)=glob(*)' profile=$(PROFILE) seed=$(SEEDS) \
-    results_dir=$(RESULTS) work_dir=$(WORK) $(if $(filter smoke,$(PROFILE)),$(or $(SMOKE_$(ROWS)),dataset=digits32))
+    results_dir=$(RESULTS) work_dir=$(WORK) $(if $(filter smoke,$(PROFILE)),$(or $(SMOKE_$(ROWS)),dataset=digits32)) $(ARGS)
 SMOKE_bert_glue = dataset=grammar model=bert_tiny target_params=0.3
 # the small development sets of GLUE scatter by points: five seeds in place of three
-MORE_bert_glue = '+experiment/bert_glue=rte,mrpc,cola,stsb' profile=paper seed=3,4 results_dir=$(RESULTS) work_dir=$(WORK)
+MORE_bert_glue = '+experiment/bert_glue=rte,mrpc,cola,stsb' profile=paper seed=3,4 \
+    results_dir=$(RESULTS) work_dir=$(WORK) $(ARGS)
+MORE = $(if $(filter paper,$(PROFILE)),$(if $(filter file,$(origin SEEDS)),$(MORE_$(ROWS))))
 
 compare: setup  ## every rival and control at the paper's ResNet-56 row (58.6 %); PROFILE=smoke|short|paper
 	@$(MAKE) --no-print-directory run-rows ROWS=compare; ended=$$?; \
@@ -65,11 +68,12 @@ compare: setup  ## every rival and control at the paper's ResNet-56 row (58.6 %)
 render:
 	$(BIN)/python -m reproduce.tables --results $(RESULTS) --selection $(SELECTION)
 
-# the plan's failure (-) is no reason to stop: a row that cannot run must not keep the others from it
+# the plan's failure (-) is no reason to stop, nor is one sweep's: a row that cannot run must not keep others from it
 run-rows:
 	-$(BIN)/python run.py -m $(JOBS) --dry-run
-	$(BIN)/python run.py -m $(JOBS)
-	$(if $(and $(filter paper,$(PROFILE)),$(MORE_$(ROWS))),$(BIN)/python run.py -m $(MORE_$(ROWS)))
+	$(if $(MORE),-$(BIN)/python run.py -m $(MORE) --dry-run)
+	ended=0; $(BIN)/python run.py -m $(JOBS) || ended=$$?; \
+	$(if $(MORE),$(BIN)/python run.py -m $(MORE) || ended=$$?;) exit $$ended
 
 tables: setup  ## render every table from the records in results/ (SELECTION=last|val|paper)
 	$(BIN)/python -m reproduce.tables --results results --selection $(SELECTION) --readme README.md

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import transformers
+from huggingface_hub import constants as hub
+from huggingface_hub import get_session
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 from transformers import PreTrainedTokenizerFast as FastTokenizer
@@ -32,6 +35,7 @@ SHAPING = (
     "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
     "vocab_size", "max_position_embeddings", "type_vocab_size", "embedding_size", "hidden_act",
 )  # fmt: skip
+PATIENCE = 5  # seconds
 Found = TypeVar("Found")
 
 notices: Any = transformers.logging
@@ -157,13 +161,29 @@ def encoder(weights: str, config: Any) -> Any:
     return model
 
 
+@cache
+def hub_answers() -> bool:
+    """Return whether the Hugging Face hub can be reached; where it cannot, its cache is all there is.
+
+    Its client is then told so: by itself it would try again for a minute, at every file.
+    """
+    if not hub.HF_HUB_OFFLINE:
+        try:
+            get_session().head(hub.ENDPOINT, timeout=PATIENCE)
+        except Exception:  # of whatever HTTP library the client is built on
+            hub.HF_HUB_OFFLINE = True
+    return not hub.HF_HUB_OFFLINE
+
+
 def _from(name: str, key: str, load: Callable[[str], Found]) -> Found:
     place = locate(name, key)
+    if not Path(place).is_dir():
+        hub_answers()
     try:
         return load(place)
     except (OSError, ValueError) as problem:  # no network, no such repository, no such file
         reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
         raise UserError(
-            f"{key}={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder, "
-            "or a name on the Hugging Face hub, which must be reachable or cached"
+            f"{key}={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder "
+            "(model.name=<folder>), or a name on the Hugging Face hub, which must be reachable or cached"
         ) from problem

@@ -109,3 +109,27 @@ def test_links_and_named_files_exist(page):
 def test_the_package_exports_what_readme_uses():
     assert lpslim.load is architecture.load
     assert all(callable(getattr(lpslim, name)) for name in ("prune", "save", "load"))
+
+
+def planned(*words):
+    done = subprocess.run(
+        ["make", "-n", "-o", ".venv/.installed", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    return [line for line in done.stdout.splitlines() if "run.py -m" in line and "--dry-run" not in line]
+
+
+def test_the_small_tasks_of_glue_get_five_seeds_whatever_becomes_of_the_others():
+    first, more = planned("reproduce-table-bert", "PROFILE=paper")
+    assert "seed=0,1,2 " in first
+    assert first.endswith("|| ended=$?; \\")
+    assert "bert_glue=rte,mrpc,cola,stsb' profile=paper seed=3,4 " in more
+    assert more.endswith("|| ended=$?; exit $ended")
+
+
+def test_seeds_and_settings_of_a_table_are_the_users():
+    (only,) = planned("reproduce-table-bert", "PROFILE=paper", "SEEDS=7", "ARGS=dataset.root=/data")
+    assert "seed=7 " in only
+    assert " dataset.root=/data " in only
+    (smoke,) = planned("reproduce-table-vgg16", "PROFILE=smoke")
+    assert "profile=smoke seed=0 " in smoke
+    assert "results_dir=outputs/smoke " in smoke

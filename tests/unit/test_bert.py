@@ -3,6 +3,7 @@
 import copy
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -311,3 +312,31 @@ def test_roberta_is_tried_at_the_length_that_it_will_get():
     layer_costs(model, example((3, 38)))
     with pytest.raises(IndexError):
         layer_costs(model, example((3, 39)))
+
+
+class TestHub:
+    @pytest.fixture(autouse=True)
+    def fresh(self, monkeypatch):
+        monkeypatch.setattr(pretrained.hub, "HF_HUB_OFFLINE", False)
+        pretrained.hub_answers.cache_clear()
+        yield
+        pretrained.hub_answers.cache_clear()
+
+    def test_a_hub_out_of_reach_is_asked_once_and_then_left_alone(self, monkeypatch):
+        asked = []
+
+        def head(url, timeout):
+            asked.append((url, timeout))
+            raise OSError("no route")
+
+        monkeypatch.setattr(pretrained, "get_session", lambda: SimpleNamespace(head=head))
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"model\.name=nobody/nothing: cannot be loaded .*or cached$"):
+                pretrained.configuration("nobody/nothing")
+        assert asked == [(pretrained.hub.ENDPOINT, 5)]
+        assert pretrained.hub.HF_HUB_OFFLINE
+
+    def test_a_hub_that_answers_is_used(self, monkeypatch):
+        monkeypatch.setattr(pretrained, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
+        assert pretrained.hub_answers()
+        assert not pretrained.hub.HF_HUB_OFFLINE

@@ -167,6 +167,7 @@ def _label(text: str, layout: Layout, where: str) -> float:
 
 
 def _from_hub(name: str, layout: Layout) -> list[list[Row]]:
+    pretrained.hub_answers()  # before its packages are imported, which look once whether it does
     try:
         from datasets import load_dataset
     except ImportError as problem:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import default_loader
@@ -19,6 +20,7 @@ from lpslim.folders import list_images
 from lpslim.splits import Batch, Data, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
+LOOKED_AT = 9
 CPU = torch.device("cpu")
 Samples = list[tuple[Path, int]]
 
@@ -112,6 +114,7 @@ def load(settings: Any, cache: Path) -> Data:
     test_classes, test = list_images(root / "val")
     if classes != test_classes:
         raise UserError(f"{root}: train and val do not hold the same classes")
+    _check_size(root, training, settings.image_size)
     fitted, held = (
         [training[i] for i in part.tolist()] for part in hold_out(len(training), settings.val_fraction)
     )
@@ -127,6 +130,24 @@ def load(settings: Any, cache: Path) -> Data:
         val=StreamedSplit(held, size, settings.flip, workers),
         test=StreamedSplit(test, size, settings.flip, workers),
     )
+
+
+def _check_size(root: Path, samples: Samples, wanted: int) -> None:
+    """Refuse an image size that most images of the folder would have to be blown up to.
+
+    Raises:
+        UserError: the short side of the median of a few images is smaller, or one is no image.
+    """
+    looked_at = samples[:: -(-len(samples) // LOOKED_AT)]
+    sides = []
+    for file, _ in looked_at:
+        try:
+            with Image.open(file) as image:
+                sides.append(min(image.size))
+        except OSError as problem:
+            raise UserError(f"{file}: cannot be read as an image ({problem})") from problem
+    if (usual := sorted(sides)[len(sides) // 2]) < wanted:
+        raise UserError(f"dataset.image_size={wanted}: must be at most {usual}, the size of images in {root}")
 
 
 def _fingerprint(root: Path, samples: Samples) -> str:
