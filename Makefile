@@ -81,6 +81,9 @@ tables: setup  ## render every table from the records in results/ (SELECTION=las
 plots: setup  ## draw every figure from the records in results/
 	$(BIN)/python -m reproduce.figures --results results
 
+verify: setup  ## are records and stored stages what was written? DATA=1 also reads the data again, below data/
+	$(BIN)/python -m lpslim.records verify --results results --work-dir $(WORK) $(if $(DATA),--data)
+
 bench: setup  ## side-by-side measurements: benchmarks/
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
