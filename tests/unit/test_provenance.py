@@ -92,6 +92,23 @@ def test_outdated_records_that_are_asked_for_are_marked_and_never_averaged_or_co
     assert remarks[0].startswith(f"† Outdated: {NAME}, seed 0,1 (")
 
 
+def test_the_drops_of_an_outdated_record_are_not_compared_either(newer):
+    rows = published.read("vgg16_cifar10")
+    row = next(each for each in rows if each.experiment == NAME)
+    for found, difference in (({}, None), (newer, pytest.approx(0.0))):  # published: 60.6
+        (one,) = claim(row, "flops_drop", rows, [synthetic.record(NAME, **found)], "last").measured
+        assert one.difference == difference
+
+
+def test_a_dense_network_is_outdated_by_its_own_stage_alone(newer, monkeypatch):
+    dense = paper_lines("vgg16_cifar10", [synthetic.record(NAME)], "last")[0]
+    assert (dense["Method"], dense[VERDICT]) == ("VGG-16", "within")
+    monkeypatch.setitem(VERSIONS, "baseline", 2)
+    dense = paper_lines("vgg16_cifar10", [synthetic.record(NAME)], "last")[0]
+    assert dense["Method"] == "VGG-16 †"
+    assert dense[VERDICT] == "† not comparable: baseline by code version 1, which is now 2"
+
+
 def test_a_new_result_of_the_same_seed_may_stand_beside_the_outdated(newer):
     found = [synthetic.record(key="1" * 16), synthetic.record(key="2" * 16, **newer)]
     (block,) = measured_blocks(found, "last").values()
@@ -224,6 +241,13 @@ def test_even_the_original_data_are_not_compared_when_two_claim_to_be_them():
         cell = next(r for r in rows if r.method == row and (row != "ours" or r.experiment == NAME))
         verdicts = [each.verdict for each in claim(cell, "top1", rows, runs, "last").measured]
         assert verdicts == ["not comparable: different data under one name"] * 2
+    drawn = figures.figures(runs, "last")["accuracy_vs_flops_cifar10_vgg16"]
+    assert [axes.get_title() for axes in drawn.axes] == [
+        "data: as published",
+        "data: torchvision batches ‡ aaaaaaaa",
+        "data: torchvision batches ‡ eeeeeeee",
+    ]
+    assert not [name for name in drawn.axes[0].get_legend_handles_labels()[1] if "published" not in name]
 
 
 def test_methods_on_disputed_data_are_marked_under_the_same_roof(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import synthetic
 
 from lpslim import records, store, verify
+from lpslim.errors import UserError
 from lpslim.keys import stage_key
 
 NAME = "vgg16_cifar10/flops60_cos350"
@@ -301,11 +302,21 @@ def test_other_data_are_found(tmp_path, key, to):
     assert found.startswith(f"{path}: data.{key}={to}: the data now have ")
 
 
-def test_data_that_are_not_there_are_no_problem(tmp_path):
+def test_data_that_are_not_there_are_no_problem_and_are_not_fetched(tmp_path, monkeypatch):
+    asked = []
+
+    def load(settings, cache):
+        asked.append((settings.download, settings.root))
+        raise UserError("nothing is there")
+
+    monkeypatch.setattr("lpslim.data.cifar.load", load)
     sound(tmp_path)
-    edit(the_record(tmp_path), "config", "dataset", "download", to=True)  # nothing is fetched all the same
-    found = verify.verify(tmp_path / "results", tmp_path / "outputs", tmp_path)
+    edit(the_record(tmp_path), "config", "dataset", "download", to=True)
+    edit(the_record(tmp_path), "config", "dataset", "root", to="/elsewhere/cifar10")
+    (tmp_path / "data/cifar10").mkdir(parents=True)
+    found = verify.verify(tmp_path / "results", tmp_path / "outputs", tmp_path / "data")
     assert found.text().endswith("0 data sets read again, 1 absent, 0 problems")
+    assert asked == [(False, str(tmp_path / "data/cifar10"))]
 
 
 # The command
