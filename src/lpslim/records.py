@@ -1,13 +1,14 @@
 """Records: one small JSON per finished run, all that a table or figure needs.
 
 A record is written once, to ``<results>/records/<experiment>/<key>.json``. Everything that
-``reproduce/`` prints as measured comes from here.
+``reproduce/`` prints as measured comes from here. ``python -m lpslim.records verify`` checks them.
 """
 
 from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -133,7 +134,10 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row per run: its identity, settings, drops and accuracies (flat columns)."""
+    """Return one row per run: its identity, settings, drops and accuracies (flat columns).
+
+    ``diverged`` is the stage at which a run did, empty for all others; what such a run lacks is NaN.
+    """
     return pd.DataFrame([_row(each) for each in records])
 
 
@@ -151,12 +155,13 @@ def _row(record: Record) -> dict[str, Any]:
         "criterion": config["criterion"]["name"],
         **{key: settings(config)[key] for key in ("structure", "retrain")},
         **{knob: config[knob] for knob in ("p", "M", "rho", "lamb", "ratio", "target_flops")},
-        "flops_drop": record.cost["flops_drop"],
-        "params_drop": record.cost["params_drop"],
-        "pruned_accuracy": record.accuracy["prune"]["last"],
+        "diverged": record.diverged.get("stage", ""),
+        "flops_drop": record.cost.get("flops_drop"),
+        "params_drop": record.cost.get("params_drop"),
+        "pruned_accuracy": record.accuracy.get("prune", {}).get("last"),
     }
     for stage in ("baseline", "finetune"):
-        for protocol, value in record.accuracy[stage].items():
+        for protocol, value in record.accuracy.get(stage, {}).items():
             row[f"{stage}_{protocol}"] = value
     return row
 
@@ -181,3 +186,9 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None  # installed from a package: there is no repository to name
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    from lpslim import verify  # it reads records: this module, when imported, must not need it
+
+    sys.exit(verify.main())
