@@ -10,8 +10,8 @@ from typing import Any
 
 from lpslim import records
 from lpslim.config import Config
-from lpslim.versions import RULE
 from lpslim.records import Record
+from lpslim.versions import RULE
 
 ORIGINAL = {"name": "cifar10", "source": "torchvision batches", "fingerprint": "a" * 64}
 JPEG = {"name": "cifar10", "source": "image folder cifar10_jpeg", "fingerprint": "b" * 64}
