@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict
 
-from lpslim.config import ACROSS, RETRAINING, SCORED_ON, STRUCTURES, Config
+from lpslim.config import ACROSS, LONGEST_NAME, NAMED, RETRAINING, SCORED_ON, STRUCTURES, Config, is_name
 from lpslim.evaluation import PROTOCOLS
 
 VERSION = 1
-PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a name that becomes part of a path; ".." is none
-NAME = re.compile(rf"{PART}(/{PART})*")
-LONGEST_NAME = 200
 WORDS = {"structure": STRUCTURES, "retrain": RETRAINING, "selection": PROTOCOLS}
 
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -31,14 +27,9 @@ Amount = Annotated[float, Field(ge=0)]
 Stage = Literal["baseline", "sparsify", "widths", "score", "prune", "finetune"]
 
 
-def is_name(text: str) -> bool:
-    """Return whether a name may become a path below a folder: of letters, digits, ``.``, ``_``, ``-``."""
-    return len(text) <= LONGEST_NAME and NAME.fullmatch(text) is not None
-
-
 def _name(text: str) -> str:
     if not is_name(text):
-        raise ValueError("must be parts of letters, digits, '.', '_' and '-' between slashes")
+        raise ValueError(f"must be {NAMED}")
     return text
 
 
