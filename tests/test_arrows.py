@@ -42,7 +42,7 @@ ALLOWED = {
     "strict": {"errors"},
     "schema": {"config", "evaluation"},
     "records": {"config", "errors", "schema", "store", "strict"},
-    "architecture": {"lookup", "store", "surgery", "errors", "splits", "units"},
+    "architecture": {"checkpoints", "errors", "lookup", "splits", "store", "strict", "surgery", "units"},
     "training": {"errors", "evaluation", "splits", "keys", "recipe"},
     "sparsify": {"admm", "penalties", "training", "units"},
     "slimming": {"training"},
