@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from lpslim import records
+from lpslim import records, store
 from lpslim.errors import UserError
 from lpslim.evaluation import PROTOCOLS
 from lpslim.keys import canonical
@@ -207,12 +207,12 @@ def render(results: Path, selection: str) -> None:
         print(f"no records below {results / 'records'}: nothing to draw")
         return
     folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         for name, figure in figures(found, selection).items():
             for form in FORMATS:
                 path = folder / f"{name}.{form}"
-                path.write_bytes(rendered(figure, form))
+                with store.beside(path) as scratch:
+                    scratch.write_bytes(rendered(figure, form))
                 print(path)
 
 

@@ -33,7 +33,7 @@ ALLOWED = {
     "text": {"splits"},
     "grammar": set(),
     "pretrained": {"errors", "grammar"},
-    "folders": {"errors"},
+    "folders": {"errors", "store"},
     "data": {"data", "images", "splits", "folders", "errors", "grammar", "pretrained", "tasks", "text"},
     "evaluation": {"modes", "splits", "tasks"},
     "checkpoints": {"errors"},

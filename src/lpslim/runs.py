@@ -48,8 +48,8 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]
     print(f"{config.name}, seed {config.seed}: {state}", *lines(foreseen), f"  {total(foreseen)}", sep="\n")
     if config.dry_run:
         return foreseen
-    folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
-    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(config.work_dir)
+    folder = store.make_folder(work / "runs" / config.name / key[:SHORT], work)
     store.write_json(folder / "config.json", asdict(config))
     logs = str(folder / "tensorboard")
     with _log_file(folder / "run.log"), logging_redirect_tqdm(), SummaryWriter(logs) as writer:

@@ -22,7 +22,7 @@ from typing import Any
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -70,3 +70,41 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON file."""
     return json.loads(path.read_text())
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Yield an empty file that takes the place of ``path`` when the block ends well, or vanishes.
+
+    A link at ``path`` is replaced, never followed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}-", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, root: Path) -> Path:
+    """Make the folder ``path`` below ``root``, or find it, and return it.
+
+    Raises:
+        NotADirectoryError: it is not below, a part of it below ``root`` is a link, or it holds links:
+            what is written there would land elsewhere.
+    """
+    below = path.relative_to(root).parts if path.is_relative_to(root) else ("..",)
+    parts = [root.joinpath(*below[: i + 1]) for i in range(len(below))]
+    linked = [part for part in parts if part.is_symlink()]
+    if ".." in below or linked:
+        raise NotADirectoryError(
+            f"{(linked or [path])[0]}: not a folder below {root}; a link is not followed"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    if links := [entry for entry in path.iterdir() if entry.is_symlink()]:
+        raise NotADirectoryError(f"{links[0]}: is a link; nothing is written through it")
+    return path
