@@ -61,9 +61,11 @@ def _unwrapped(content: Any, path: Path) -> State:
             content = next(inside, content)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"model.weights={path}: holds no tensors by name, nor under {', '.join(WRAPPERS)}")
-    strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    strange = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if strange:
         raise UserError(f"model.weights={path}: {strange[0]!r} is no tensor; expected a state dict")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"model.weights={path}: {odd[0]!r} is no name; expected a state dict")
     return dict(content)
 
 
