@@ -7,6 +7,7 @@ A record is written once, to ``<results>/records/<experiment>/<key>.json``. Ever
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,10 +19,11 @@ from typing import Any
 import pandas as pd
 
 from lpslim import schema, store, strict
-from lpslim.config import Config
+from lpslim.config import NAMED, Config, is_name
 from lpslim.errors import UserError
 
 SCHEMA = schema.VERSION
+KEY = re.compile("[0-9a-f]{16}")
 LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
 # Where and how a run is done, not what it measures
 PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
@@ -89,8 +91,13 @@ def write(results: Path, record: Record) -> Path:
 
     Raises:
         FileExistsError: there is one already; records are never changed.
+        NotADirectoryError: its folder is a link to elsewhere.
+        UserError: experiment or key cannot be part of a path.
     """
+    if not is_name(record.experiment) or not KEY.fullmatch(record.key):
+        raise UserError(f"name={record.experiment}: must be {NAMED}, and the key {record.key!r} hexadecimal")
     path = path_of(results, record.experiment, record.key)
+    store.make_folder(path.parent, results)
     if path.exists():
         raise FileExistsError(f"{path} exists; records are never changed")
     store.write_json(path, asdict(record))

@@ -50,6 +50,7 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]
         return foreseen
     work = Path(config.work_dir)
     folder = store.make_folder(work / "runs" / config.name / key[:SHORT], work)
+    store.refuse_links(folder)
     store.write_json(folder / "config.json", asdict(config))
     logs = str(folder / "tensorboard")
     with _log_file(folder / "run.log"), logging_redirect_tqdm(), SummaryWriter(logs) as writer:

@@ -94,8 +94,8 @@ def make_folder(path: Path, root: Path) -> Path:
     """Make the folder ``path`` below ``root``, or find it, and return it.
 
     Raises:
-        NotADirectoryError: it is not below, a part of it below ``root`` is a link, or it holds links:
-            what is written there would land elsewhere.
+        NotADirectoryError: it is not below, or a part of it below ``root`` is a link: what is
+            written there would land elsewhere.
     """
     below = path.relative_to(root).parts if path.is_relative_to(root) else ("..",)
     parts = [root.joinpath(*below[: i + 1]) for i in range(len(below))]
@@ -105,6 +105,14 @@ def make_folder(path: Path, root: Path) -> Path:
             f"{(linked or [path])[0]}: not a folder below {root}; a link is not followed"
         )
     path.mkdir(parents=True, exist_ok=True)
-    if links := [entry for entry in path.iterdir() if entry.is_symlink()]:
-        raise NotADirectoryError(f"{links[0]}: is a link; nothing is written through it")
     return path
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse to write into a folder that holds links: an appended log would land elsewhere.
+
+    Raises:
+        NotADirectoryError: it holds a link.
+    """
+    if links := [entry for entry in folder.iterdir() if entry.is_symlink()]:
+        raise NotADirectoryError(f"{links[0]}: is a link; nothing is written through it")

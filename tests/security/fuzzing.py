@@ -9,6 +9,7 @@ the reader included, is a fault: it is shown with the input, and the program fai
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import sys
@@ -67,6 +68,11 @@ def spoil_bytes(random_: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
+def odd(random_: random.Random) -> Any:
+    """Return an odd value, its lists and objects new: a later change must not reach other inputs."""
+    return copy.deepcopy(random_.choice(ODD))
+
+
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the path of every value in nested JSON."""
     children = content.items() if isinstance(content, dict) else enumerate(content)
@@ -86,11 +92,11 @@ def spoil_json(random_: random.Random, data: bytes) -> bytes:
             node = node[part]
         kind = random_.randrange(5)
         if kind <= 1 or isinstance(node, list):
-            node[last] = random_.choice(ODD)
+            node[last] = odd(random_)
         elif kind == 2:
             node.pop(last, None)
         elif kind == 3:
-            node[str(random_.choice(ODD))] = random_.choice(ODD)
+            node[str(odd(random_))] = odd(random_)
         else:
             other = random_.choice(list(node) or [last])
             node[last], node[other] = node.get(other), node.get(last)
