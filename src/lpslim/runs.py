@@ -51,8 +51,9 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]
         return foreseen
     for place in ("results_dir", "work_dir"):
         store.check_writable(Path(getattr(config, place)), place)
-    folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
-    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(config.work_dir)
+    folder = store.make_folder(work / "runs" / config.name / key[:SHORT], work)
+    store.refuse_links(folder)
     store.write_json(folder / "config.json", asdict(config))
     with explained(steps.values()), _log_file(folder / "run.log"):
         record = _computed(config, differs, data, steps, folder)

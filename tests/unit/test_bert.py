@@ -31,7 +31,7 @@ def configuration(kind="bert"):
         vocab_size=90, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, intermediate_size=40,
         max_position_embeddings=40, **special,
     )  # fmt: skip
-    return {k: value for k, value in built.to_diff_dict().items() if k not in pretrained.BYWORDS}
+    return {k: value for k, value in built.to_diff_dict().items() if k in pretrained.SETTINGS}
 
 
 def network(kind="bert"):
