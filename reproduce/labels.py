@@ -31,6 +31,8 @@ RIVALS = {"fpgm": "FPGM", "hrank": "HRank", "chip": "CHIP", "random": "random ch
           "bn_scale": "batch-norm scales", "magnitude": "magnitude"}  # fmt: skip
 CONTROLS = {"scratch_e": ", from scratch (E)", "scratch_b": ", from scratch (B)", "finetune": ""}
 FAMILIES = ("ADMM", "rival", "control", "unstructured")  # in a table's order
+# globs of an encoder's layers that are kept whole -> what is then pruned
+HALVES = {"*attention*": "neurons alone", "*intermediate*": "heads alone"}
 SHARES = {"uniform": ", the same share of every layer", "raw": ", one threshold", "minmax": ""}
 
 TELLING: tuple[Callable[[Record], str], ...] = (  # what else may differ, in this order
@@ -52,12 +54,24 @@ def method(config: Mapping[str, Any]) -> str:
     elif penalty == "none":
         name = _criterion(selection, across, chosen["criterion.widths"])
     else:
-        name = _lp(config["p"], config["M"]) if penalty == "lp" else str(penalty)
+        name = pull(config)
         name += "" if (criterion, across) == ("magnitude", "minmax") else f", {selection}{SHARES[across]}"
-    if chosen["protected"]:
-        name += f", protected {', '.join(chosen['protected'])}"
+    name += _protected(chosen["protected"])
     unstructured = ", single weights" if chosen["structure"] == "weights" else ""
     return name + unstructured + CONTROLS[chosen["retrain"]]
+
+
+def _protected(layers: Sequence[str]) -> str:
+    if len(layers) == 1 and layers[0] in HALVES:
+        return f", {HALVES[layers[0]]}"
+    return f", protected {', '.join(layers)}" if layers else ""
+
+
+def pull(config: Mapping[str, Any]) -> str:
+    """Return what the ADMM did alone, whatever was then chosen by its result: ``Lp p=5, M=1``."""
+    chosen = recorded(config)
+    penalty = chosen["regularizer.penalty"]
+    return _lp(config["p"], config["M"]) if penalty == "lp" else str(penalty)
 
 
 def family(config: Mapping[str, Any]) -> str:
@@ -98,7 +112,7 @@ def labels(groups: Sequence[Group], parts: Sequence[str] | None = None) -> list[
 
     ``parts``: as in :func:`reproduce.groups.settings`, the settings that matter.
     """
-    names = [method(group.first.config) for group in groups]
+    names = [(method if parts is None else pull)(group.first.config) for group in groups]
     scored = [_scored_on(group.first.config) if parts is None else "" for group in groups]
     if len({each for each in scored if each}) > 1:
         names = [f"{n}, scored on {on}" if on else n for n, on in zip(names, scored, strict=True)]
