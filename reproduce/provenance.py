@@ -41,6 +41,9 @@ def outdated(record: Record, stages: Iterable[str] | None = None) -> str:
     return "; ".join(reasons)
 
 
+STREAMED = "listing:"  # how the fingerprint of images begins that are read from disk again and again
+
+
 def sift(found: Sequence[Record], keep: bool) -> tuple[list[Record], list[str]]:
     """Return the records that are shown, and remarks on those that are outdated.
 
@@ -114,8 +117,13 @@ def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source(record: Record, doubtful: frozenset[str]) -> str:
-    """Return where a record's data came from; with a mark and the fingerprint, where that is disputed."""
+    """Return where a record's data came from; with a mark and the fingerprint, where that is disputed.
+
+    Streamed images come with the size they were cut to: their folder does not tell it.
+    """
     fingerprint, name = record.data["fingerprint"], str(record.data["source"])
+    if fingerprint.startswith(STREAMED):
+        name += f", cut to {record.config['dataset']['image_size']} px"
     return f"{name} {DISPUTED} {short(fingerprint)}" if fingerprint in doubtful else name
 
 
