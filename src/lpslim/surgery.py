@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -91,11 +92,12 @@ def prune(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) 
     for each in units:
         each.check(kept[each.layer])
     modules = dict(model.named_modules())
-    for each in units:
-        gone = sorted(set(range(each.size)) - set(kept[each.layer]))
-        if gone:
-            channels = [group * each.size + unit for group in range(each.groups) for unit in gone]
-            _group(graph, _layer(modules, each.layer), channels).prune()
+    with _all_trainable(model):  # what replaces a frozen parameter is frozen again
+        for each in units:
+            gone = sorted(set(range(each.size)) - set(kept[each.layer]))
+            if gone:
+                channels = [group * each.size + unit for group in range(each.groups) for unit in gone]
+                _group(graph, _layer(modules, each.layer), channels).prune()
 
 
 def _units(graph: Any, model: nn.Module, prunables: Sequence[Prunable]) -> list[Units]:
@@ -161,8 +163,22 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> nn.Conv2d | nn.Linear
     return found
 
 
+@contextmanager
+def _all_trainable(model: nn.Module) -> Iterator[None]:
+    """Unfreeze every parameter; afterwards each name has its own flag again, on whatever it then names."""
+    flags = {name: each.requires_grad for name, each in model.named_parameters()}
+    try:
+        for each in model.parameters():
+            each.requires_grad_(each.is_floating_point() or each.is_complex())
+        yield
+    finally:
+        for name, each in model.named_parameters():
+            each.requires_grad_(flags[name])
+
+
 def _graph(model: nn.Module, example: Tensor) -> Any:
-    with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+    # the trace follows gradients: it would not see what is frozen
+    with evaluating(model), _all_trainable(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # scales of residual streams: untouched
         try:
             return tp.DependencyGraph().build_dependency(model, example_inputs=example)

@@ -82,6 +82,18 @@ def test_prune_meets_the_target_and_leaves_the_original_alone():
     assert not pruned.model.training
 
 
+@pytest.mark.parametrize("trainable", [("layer4", "fc"), ("nothing",)])
+def test_frozen_layers_are_pruned_too(trainable):
+    model = small()
+    expected = lpslim.prune(model, EXAMPLE, target_flops=0.3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith(trainable)
+    pruned = lpslim.prune(model, EXAMPLE, target_flops=0.3)
+    assert (len(pruned.units), pruned.kept) == (8, expected.kept)
+    for name, parameter in pruned.model.named_parameters():
+        assert parameter.requires_grad is name.startswith(trainable)
+
+
 @pytest.mark.parametrize("protected", ["layer3", "layer3.1.conv1"])
 def test_protected_layers_keep_every_unit(protected):
     pruned = lpslim.prune(small(), EXAMPLE, target_params=0.3, protected=[protected])

@@ -169,6 +169,43 @@ def test_the_mode_is_kept_and_statistics_do_not_move(network, training):
     assert torch.equal(model.features[1].running_mean, before)
 
 
+FROZEN = {"all": ("",), "all but the end": ("conv1", "bn1", "layer1"), "one layer": ("layer2.0.conv1",)}
+
+
+@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN.keys())
+def test_frozen_parameters_are_pruned_and_stay_frozen(network, random_kept, frozen):
+    shape = (3, 32, 32)
+    model, example = network("resnet_cifar", "resnet20", shape), torch.zeros(1, *shape)
+    free = copy.deepcopy(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = not name.startswith(frozen)
+    flags = {name: each.requires_grad for name, each in model.named_parameters()}
+
+    units = surgery.discover(model, example)
+    assert units == surgery.discover(free, example)
+    assert {name: each.requires_grad for name, each in model.named_parameters()} == flags
+    kept = random_kept(units, seed=1)
+    surgery.prune(model, example, kept)
+    surgery.prune(free, example, kept)
+    assert {name: each.requires_grad for name, each in model.named_parameters()} == flags
+    assert all(torch.equal(value, free.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_flags_come_back_when_the_trace_fails():
+    model = Flattened()
+    model.conv.weight.requires_grad = False
+    with pytest.raises(RuntimeError, match="channels"):
+        surgery.discover(model, torch.zeros(1, 2, 4, 4))
+    assert [name for name, each in model.named_parameters() if not each.requires_grad] == ["conv.weight"]
+
+
+def test_parameters_that_are_no_real_numbers_are_left_alone():
+    model = Flattened()
+    model.register_parameter("steps", nn.Parameter(torch.tensor(3), requires_grad=False))
+    surgery.prune(model, IMAGE, {"hidden": [1, 2]})
+    assert model.hidden.out_features == 2
+
+
 def test_units_name_every_layer_that_shrinks(network):
     model = network("resnet_imagenet", "resnet50", (3, 64, 64))
     units = surgery.find_units(
