@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ def prune(
     layers = layer_costs(smaller, example)  # first: it refuses in a moment what tracing would take hours for
     units = surgery.discover(smaller, example, protected)
     if not units:
-        raise UserError("no layer can lose channels: all are protected, added, concatenated or outputs")
+        raise UserError("no layer can lose channels: all are protected, added, concatenated, tied or outputs")
     cost = CostModel(layers, units, sum(p.numel() for p in smaller.parameters()))
     scores = [selection.ACROSS[across](s) for s in pooled(units, score(smaller, units, batches))]
     least = selection.floors(units, adjust=floor, floor=floor)
@@ -109,6 +110,8 @@ def prune(
 def save(folder: str | Path, pruned: Pruned) -> None:
     """Write a pruned network: JSON of what is kept, and safetensors. :func:`lpslim.load` reads it.
 
+    A weight that several layers have is written for each; they have it in common again once loaded.
+
     Raises:
         FileExistsError: the folder holds a network already.
     """
@@ -117,4 +120,14 @@ def save(folder: str | Path, pruned: Pruned) -> None:
         raise FileExistsError(f"{folder} holds a network already")
     folder.mkdir(parents=True, exist_ok=True)
     described = Architecture(None, type(pruned.model).__name__, pruned.input_shape, {}, pruned.kept)
-    architecture.save(folder, pruned.model, described)
+    model: Any = pruned.model
+    handle = model.register_state_dict_post_hook(_apart)
+    try:
+        architecture.save(folder, model, described)
+    finally:
+        handle.remove()
+
+
+def _apart(_: nn.Module, state: dict[str, Tensor], *__: object) -> None:
+    # safetensors refuses two names for one memory
+    state.update({name: value.clone() for name, value in state.items()})

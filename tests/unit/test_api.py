@@ -189,3 +189,32 @@ def test_attention_that_the_trace_does_not_see_is_refused_by_name(name):
     model = torchvision.models.get_model(name, weights=None, num_classes=10)
     with pytest.raises(UserError, match="is not called by itself: its multiply-adds cannot be counted"):
         lpslim.prune(model, torch.zeros(1, 3, 224, 224), ratio=0.3)
+
+
+class Twice(nn.Module):
+    """A layer called twice, and two that have one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.shared, self.head = nn.Conv2d(1, 32, 3), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 16, 1)
+        self.one, self.other, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        x = torch.relu(self.shared(torch.relu(self.shared(torch.relu(self.stem(x))))))
+        x = torch.relu(self.head(x)).mean((2, 3))
+        return self.out(torch.relu(self.other(torch.relu(self.one(x)))))
+
+
+def test_a_network_with_shared_layers_is_pruned_saved_and_loaded(tmp_path):
+    model, example = Twice().eval(), torch.randn(1, 1, 8, 8)
+    pruned = lpslim.prune(model, example, ratio=0.5)
+    assert pruned.kept.keys() == {"stem"}  # shared goes along; what head feeds is tied
+    assert pruned.model.shared.weight.shape == (16, 16, 1, 1)
+    assert pruned.dense == count(model, example)
+    assert pruned.pruned == count(pruned.model, example)
+    lpslim.save(tmp_path, pruned)
+    loaded = lpslim.load(tmp_path, model=Twice())
+    assert loaded.one.weight is loaded.other.weight
+    assert torch.equal(loaded(example), pruned.model(example))
+    assert pruned.model.state_dict()["one.weight"].data_ptr() == pruned.model.one.weight.data_ptr()

@@ -345,3 +345,47 @@ def test_depthwise_convolution_shrinks_with_its_input():
     assert (model.middle.groups, model.last.in_channels) == (3, 3)
     images = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert_same_function(model, reference, images)
+
+
+# ---- what is shared
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and one layer with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = (nn.Conv2d(n, 8, 1) for n in (3, 8, 8))
+        self.other.weight = self.one.weight
+        self.middle, self.named = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 6, 1)
+        self.alias = self.named
+        self.out = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.one, self.other, self.middle, self.alias):
+            x = torch.relu(layer(x))
+        return self.out(x)
+
+
+def test_layers_with_a_tied_weight_keep_their_width_on_both_sides():
+    model = Tied().double()
+    units = surgery.discover(model, IMAGE.double())
+    assert [each.layer for each in units] == ["middle", "named"]  # not first, whose channels tied ones read
+    reference, kept = copy.deepcopy(model), {"middle": [0, 4], "named": [1, 2, 3]}
+    for layer, indices in kept.items():
+        gone = [i for i in range(6) if i not in indices]
+        with torch.no_grad():
+            getattr(reference, layer).weight[gone], getattr(reference, layer).bias[gone] = 0, 0
+    surgery.prune(model, IMAGE.double(), kept)
+    assert model.one.weight is model.other.weight
+    assert model.alias is model.named
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(images), reference(images))
+
+
+@pytest.mark.parametrize("layer", ["first", "one", "other"])
+def test_a_tied_layer_is_refused_by_name(layer):
+    model = Tied()
+    with pytest.raises(UserError, match=f"^layer '{layer}': 'one' and 'other' have one weight: its channels"):
+        surgery.prune(model, IMAGE, {"middle": [0], layer: [0]})
+    assert model.middle.out_channels == 6
