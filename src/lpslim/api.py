@@ -24,7 +24,7 @@ class Pruned:
 
     model: ready to be fine-tuned, in the mode and on the device of the original. units: what could
     be removed. kept: layer -> indices of the units that are left. dense, pruned: cost of one input.
-    input_shape: (channels, height, width).
+    input_shape: (channels, height, width). budget: the name and the share that were asked for.
     """
 
     model: nn.Module
@@ -33,6 +33,17 @@ class Pruned:
     dense: Cost
     pruned: Cost
     input_shape: tuple[int, int, int]
+    budget: tuple[str, float]
+
+    @property
+    def reached(self) -> float:
+        """The share that is gone of what the budget counts: multiply-adds, parameters or units."""
+        units = sum(each.size for each in self.units), sum(map(len, self.kept.values()))
+        before, after = {
+            "target_flops": (self.dense.macs, self.pruned.macs),
+            "target_params": (self.dense.params, self.pruned.params),
+        }.get(self.budget[0], units)
+        return 1 - after / before
 
     def __str__(self) -> str:
         all_of, left = sum(each.size for each in self.units), sum(map(len, self.kept.values()))
@@ -42,7 +53,8 @@ class Pruned:
         lines += [
             f"{name}: {a / 1e6:.2f} M -> {b / 1e6:.2f} M (-{100 * (1 - b / a):.2f} %)" for name, a, b in rows
         ]
-        return "\n".join(lines)
+        name, asked = self.budget
+        return "\n".join([*lines, f"{name}={asked:g}: reached {self.reached:.4f}"])
 
 
 def prune(
@@ -71,7 +83,8 @@ def prune(
         batches: images (B, C, H, W) on the model's device, for criteria that look at feature maps.
         floor: the share of its units that every layer keeps.
         protected: layers, modules with all that is in them, or globs, that keep every unit.
-        round_to: the channels that a layer keeps are a multiple of this, or all.
+        round_to: the channels that a layer keeps are a multiple of this, or all; a target within reach is
+            then met as nearly as such widths allow, which :attr:`Pruned.reached` tells.
 
     Raises:
         UserError: not exactly one budget, an unknown name, nothing to prune, or a target out of reach.
@@ -104,7 +117,8 @@ def prune(
     surgery.prune(smaller, example, kept)
     left = cost([len(kept[each.layer]) for each in units])
     _, channels, height, width = example.shape
-    return Pruned(smaller, tuple(units), kept, cost.dense, left, (channels, height, width))
+    shape = (channels, height, width)
+    return Pruned(smaller, tuple(units), kept, cost.dense, left, shape, (name, share))
 
 
 def save(folder: str | Path, pruned: Pruned) -> None:

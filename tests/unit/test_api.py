@@ -109,6 +109,33 @@ def test_widths_are_multiples_of_eight():
     assert abs(1 - pruned.pruned.macs / pruned.dense.macs - 0.4) < 0.02
 
 
+@pytest.mark.parametrize(("budget", "asked"), [("target_flops", 0.4), ("target_params", 0.4), ("ratio", 0.7)])
+def test_what_was_asked_for_and_what_was_reached_are_shown(budget, asked):
+    pruned = lpslim.prune(small(), EXAMPLE, round_to=32, **{budget: asked})
+    left, dense = (
+        {"target_flops": cost.macs, "target_params": cost.params, "ratio": units}[budget]
+        for cost, units in (
+            (count(pruned.model, EXAMPLE), sum(map(len, pruned.kept.values()))),
+            (count(small(), EXAMPLE), 2 * (64 + 128 + 256 + 512)),
+        )
+    )
+    assert pruned.reached == 1 - left / dense
+    assert pruned.reached != pytest.approx(asked, abs=0.001)
+    assert str(pruned).splitlines()[-1] == f"{budget}={asked}: reached {1 - left / dense:.4f}"
+
+
+@pytest.mark.parametrize(("target", "round_to"), [(0.99, 8), (0.9, 32)])
+def test_a_target_beyond_what_widths_allow_is_refused(target, round_to):
+    model = torchvision.models.mobilenet_v2().eval()
+    with pytest.raises(
+        UserError, match=rf"target {100 * target:.2f} %.* and round_to={round_to} 0\.00 to (\S+) %"
+    ) as it:
+        lpslim.prune(model, EXAMPLE, target_flops=target, round_to=round_to)
+    most = float(str(it.value).split()[-5]) / 100
+    pruned = lpslim.prune(model, EXAMPLE, target_flops=most, round_to=round_to)
+    assert pruned.reached == pytest.approx(most, abs=1e-4)
+
+
 def test_units_of_grouped_convolutions_are_rounded_by_channels():
     pruned = lpslim.prune(foreign("regnet_x_400mf"), IMAGES[:1], target_flops=0.3, round_to=8)
     for each in pruned.units:
