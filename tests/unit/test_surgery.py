@@ -367,6 +367,45 @@ class Tied(nn.Module):
         return self.out(x)
 
 
+class Called(nn.Module):
+    """Layers called several times: on their own output, at two resolutions, and one slope for two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.hidden, self.next = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.slope, self.out = nn.PReLU(6), nn.Conv2d(6, 2, 1)
+        nn.init.uniform_(self.slope.weight)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.out(self.slope(self.next(self.slope(self.hidden(x))))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.again(torch.relu(self.again(torch.relu(self.stem(x))))))
+        return self.head(x) + self.head(nn.functional.avg_pool2d(x, 2))
+
+
+def test_layers_called_several_times_lose_channels_exactly():
+    torch.manual_seed(0)
+    model = Called().double().eval()
+    kept = {"stem": [0, 2, 5], "hidden": [1, 4]}
+    units = surgery.discover(model, IMAGE.double())
+    assert {each.layer: set(each.producers) - {"slope"} for each in units} == {
+        "stem": {"stem", "again"},
+        "hidden": {"hidden", "next"},
+    }
+    reference = copy.deepcopy(model)
+    for each in units:
+        gone = [i for i in range(each.size) if i not in kept[each.layer]]
+        for layer in set(each.producers) - {"slope"}:
+            with torch.no_grad():
+                getattr(reference, layer).weight[gone], getattr(reference, layer).bias[gone] = 0, 0
+    surgery.prune(model, IMAGE.double(), kept)
+    assert (model.again.weight.shape, model.next.weight.shape) == ((3, 3, 1, 1), (2, 2, 1, 1))
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert_same_function(model, reference, images)
+
+
 def test_layers_with_a_tied_weight_keep_their_width_on_both_sides():
     model = Tied().double()
     units = surgery.discover(model, IMAGE.double())
