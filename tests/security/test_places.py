@@ -218,6 +218,15 @@ def test_what_a_record_says_is_shown_and_does_nothing(text, tmp_path, few_format
         assert not [each for each in ElementTree.parse(path).iter() if each.tag.endswith("script")]
 
 
+@pytest.mark.parametrize("name", ["", "_hidden", "$_$"])
+def test_a_name_that_a_legend_would_leave_out_is_shown(name):
+    made = synthetic.record(**{"regularizer.penalty": name})
+    with matplotlib.rc_context(figures.STYLE):
+        drawn = figures.figures([made], "last")
+    for kind, figure in drawn.items():
+        assert figure.legends[0].get_texts(), kind
+
+
 def test_figures_of_the_same_texts_as_png(tmp_path):
     data = {**synthetic.DIGITS, "name": "$x^{", "source": "$\\frac{$\n"}
     with matplotlib.rc_context(figures.STYLE):
