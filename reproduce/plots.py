@@ -50,7 +50,8 @@ def series(groups: Sequence[Group], names: Sequence[str]) -> list[Series]:
 
 def literal(text: str, width: int = LEGEND_WIDTH) -> str:
     """Return ``text`` wrapped at ``width`` characters, shown as it is: a dollar sign begins no formula."""
-    return textwrap.fill(plain(text), width).replace("$", r"\$")
+    wrapped = textwrap.fill(plain(text), width).replace("$", r"\$")
+    return f" {wrapped}" if wrapped[:1] in ("", "_") else wrapped  # such a name would be in no legend
 
 
 def convergence(group: Group) -> pd.DataFrame:

@@ -117,7 +117,8 @@ def save(folder: Path, model: nn.Module, architecture: Architecture) -> None:
     described: dict[str, Any] = {"format": FORMAT, **asdict(architecture)}
     store.write_json(folder / DESCRIPTION, described)
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    with store.beside(folder / WEIGHTS) as scratch:
+        save_file(tensors, scratch)
 
 
 def describe(folder: Path) -> Architecture:

@@ -212,7 +212,7 @@ def _from(name: str, key: str, load: Callable[[str], Found]) -> Found:
         hub_answers()
     try:
         return load(place)
-    except (OSError, ValueError) as problem:  # no network, no such repository, no such file
+    except Exception as problem:  # no network, no such file, and whatever broken files lead parsers to
         reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
         raise UserError(
             f"{key}={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder "

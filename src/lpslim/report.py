@@ -78,6 +78,7 @@ def fill_folder(folder: Path, record: Record, pruned: Path) -> None:
     if record.convergence:
         store.write_text(folder / "convergence.csv", pd.DataFrame(record.convergence).to_csv(index=False))
     network = store.make_folder(folder / "pruned", folder)
+    store.refuse_links(network)  # a tokenizer may follow, written by another library
     for file in pruned.iterdir():
         if file.name != store.MANIFEST:
             with store.beside(network / file.name) as scratch:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from lpslim import checkpoints
+from lpslim import checkpoints, pretrained
+from lpslim.architecture import Architecture
 from lpslim.errors import UserError
 
 NONE = "not a checkpoint of tensors alone, and nothing in it was executed ("
@@ -134,3 +135,40 @@ def test_half_precision_fits(tmp_path):
     model = small()
     checkpoints.initialise(model, str(tmp_path / "half.safetensors"), "", {})
     assert model[0].weight.dtype == torch.float32
+
+
+def encoder_folder(folder):
+    Architecture("bert", "tiny", (3, 16), {
+        "num_classes": 2, "configuration": pretrained.configuration("tiny"),
+    }).build().transformer.save_pretrained(folder)  # fmt: skip
+    pretrained.tokenizer("tiny").save_pretrained(folder)
+    return str(folder)
+
+
+def weights_of(folder):
+    return pretrained.encoder(folder, pretrained._config("tiny", ""))
+
+
+SPOILT = {
+    "no JSON": ("config.json", b"{", pretrained.configuration),
+    "a list": ("config.json", b"[]", pretrained.configuration),
+    "a type of its own": ("config.json", b'{"model_type": "mine"}', pretrained.configuration),
+    "not UTF-8": ("config.json", b"\xff\xfe", pretrained.configuration),
+    "half a tokenizer": ("tokenizer.json", b'{"version": "1.0"', pretrained.tokenizer),
+    "another tokenizer": ("tokenizer.json", b'{"model": {"type": "mine"}}', pretrained.tokenizer),
+    "half the weights": ("model.safetensors", b"\x00" * 20, weights_of),
+    "no weights": ("model.safetensors", b"", weights_of),
+    "a pickle": ("model.safetensors", b"\x80\x04N.", weights_of),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_spoilt_encoder_is_refused(kind, tmp_path):
+    name, content, read = SPOILT[kind]
+    folder = encoder_folder(tmp_path / "encoder")
+    assert pretrained.configuration(folder) == pretrained.configuration("tiny")
+    (tmp_path / "encoder" / name).write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        read(folder)
+    assert f"={folder}: " in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from lpslim import folders, records, report, store
+from lpslim import architecture, folders, records, report, store
+from lpslim.architecture import Architecture
 from lpslim.errors import UserError
 from reproduce import figures, tables
 from tests.unit import synthetic
@@ -107,16 +108,23 @@ def network(tmp_path):
     return folder
 
 
-def test_the_pruned_network_is_copied_into_no_link(tmp_path, elsewhere):
-    run = tmp_path / "run"
-    (run / "pruned").mkdir(parents=True)
-    (run / "pruned/weights.safetensors").symlink_to(elsewhere / "precious")
-    report.fill_folder(run, synthetic.record(), network(tmp_path))
-    assert (run / "pruned/weights.safetensors").read_text() == "weights.safetensors"
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/pruned").symlink_to(elsewhere)
-    with pytest.raises(UserError):
-        report.fill_folder(tmp_path / "other", synthetic.record(), tmp_path / "stage")
+@pytest.mark.parametrize("linked", ["weights.safetensors", "tokenizer.json", "."])
+def test_the_pruned_network_is_copied_into_no_link(linked, tmp_path, elsewhere):
+    link = tmp_path / "run/pruned" / linked
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere if linked == "." else elsewhere / "precious")
+    with pytest.raises(UserError, match="link"):
+        report.fill_folder(tmp_path / "run", synthetic.record(), network(tmp_path))
+
+
+def test_a_saved_network_replaces_a_link(tmp_path, elsewhere):
+    folder = tmp_path / "network"
+    folder.mkdir()
+    for name in ("weights.safetensors", "architecture.json"):
+        (folder / name).symlink_to(elsewhere / "precious")
+    described = Architecture("vgg", "vgg_small", (3, 8, 8), {"num_classes": 2})
+    architecture.save(folder, described.build(), described)
+    assert not any(path.is_symlink() for path in folder.iterdir())
 
 
 def test_the_run_folders_own_files_replace_links(tmp_path, elsewhere):
@@ -216,6 +224,15 @@ def test_what_a_record_says_is_shown_and_does_nothing(text, tmp_path, few_format
     assert not any("\\input" in line for line in latex if not line.startswith("%"))  # a comment is one line
     for path in (results / "figures").iterdir():
         assert not [each for each in ElementTree.parse(path).iter() if each.tag.endswith("script")]
+
+
+@pytest.mark.parametrize("name", ["", "_hidden", "$_$"])
+def test_a_name_that_a_legend_would_leave_out_is_shown(name):
+    made = synthetic.record(**{"regularizer.penalty": name})
+    with matplotlib.rc_context(figures.STYLE):
+        drawn = figures.figures([made], "last")
+    for kind, figure in drawn.items():
+        assert figure.legends[0].get_texts(), kind
 
 
 def test_figures_of_the_same_texts_as_png(tmp_path):
