@@ -188,7 +188,9 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     tensors = load_file(path)
     if odd := [n for n, value in tensors.items() if value.is_floating_point() != own[n].is_floating_point()]:
         raise UserError(f"{path}: {odd[0]} is of {tensors[odd[0]].dtype}, not of {own[odd[0]].dtype}")
-    cut.load_state_dict({name: _owned(value, own[name]) for name, value in tensors.items()}, assign=True)
+    for name, value in tensors.items():
+        own[name] = _owned(value, own[name])  # in place of the dictionary: it knows the modules' versions
+    cut.load_state_dict(own, assign=model is None)  # a given network keeps its tensors, and which are one
     return cut.eval()
 
 

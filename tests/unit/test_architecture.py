@@ -214,3 +214,13 @@ def test_a_family_outside_the_package(saved):
         match=r"models: 'os\.path' is not one of bert, resnet_cifar, resnet_imagenet, torchvision_zoo, vgg",
     ):
         architecture.load(folder)
+
+
+def test_a_network_whose_modules_have_versions_loads_back(tmp_path):
+    described = Architecture(
+        "torchvision_zoo", "mnasnet0_5", (3, 32, 32), {"num_classes": 4, "in_channels": 3}
+    )
+    model = described.build().eval()
+    architecture.save(tmp_path, model, described)
+    for loaded in (architecture.load(tmp_path), architecture.load(tmp_path, model=described.build())):
+        assert torch.equal(loaded(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))
