@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read(path: Path) -> State:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except Exception as problem:  # torch's readers raise whatever the bytes lead them to
-        reason = f"{type(problem).__name__}: {str(problem).partition(chr(10))[0][:100]}"
+        reason = _foreign(path) or f"{type(problem).__name__}: {str(problem).partition(chr(10))[0][:100]}"
         raise UserError(
             f"model.weights={path}: not a checkpoint of tensors alone, and nothing in it was executed "
             f"({reason})"
@@ -51,7 +52,20 @@ def _unpickled(path: Path) -> Any:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > path.stat().st_size:  # torch packs nothing: a bomb
             raise ValueError(f"would unpack to {unpacked} bytes")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([Namespace]):  # a bare container, in which many keep their settings
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _foreign(path: Path) -> str:
+    """Return which kinds of objects made torch refuse a file, and the way out; nothing if it was not that."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # it only reads, but not every file can be read
+        return ""
+    names = ", ".join(sorted(found)[:SHOWN])
+    return (
+        f"it holds {names}: save its state dict alone, on a machine where you trust the file" if found else ""
+    )
 
 
 def _unwrapped(content: Any, path: Path) -> State:
