@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lpslim.penalties import Linearised
 
-PER_THREAD = 2**15  # entries: a core's cache holds such blocks, and torch starts no thread for fewer
+PER_THREAD = 2**16  # entries of a block: about what a core's cache holds; fewer, and the calls cost more
 ROW = 512  # entries that share a look at the knee; a multiple of what any processor takes at once
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -49,50 +49,60 @@ def views(weights: Sequence[Tensor], Z: Sequence[Tensor], V: Sequence[Tensor]) -
     return found
 
 
+class _Soft:
+    """The Z-step of entries of one dtype; strength = lamb / rho."""
+
+    def __init__(self, penalty: Linearised, strength: float, dtype: torch.dtype) -> None:
+        self.penalty, self.strength = penalty, strength
+        self.below = penalty.flat_below(torch.finfo(dtype).eps)
+        self.level = self._limit(torch.zeros(1, dtype=dtype)).item()
+
+    def _limit(self, z: Tensor) -> Tensor:
+        return self.penalty.weight(z).mul_(self.strength)
+
+    def clamp(self, y: Tensor, z: Tensor, out: Tensor) -> int:
+        """Write ``y``, limited to +-strength * w(z), to ``out``; return the number of capped entries."""
+        row = ROW if len(z) % ROW == 0 else len(z)
+        sizes = torch.abs(z, out=out).view(-1, row)
+        steep = (~(sizes.amax(dim=1) < self.below)).nonzero().flatten()  # NaN is not below
+        if not len(steep):
+            torch.clamp(y, -self.level, self.level, out=out)
+            return self._flat(len(z))
+        chosen = sizes[steep]
+        limit = self._limit(chosen)
+        torch.clamp(y, -self.level, self.level, out=out)
+        out.view(-1, row)[steep] = y.view(-1, row)[steep].clamp(-limit, limit)
+        return self._flat(len(z) - limit.numel()) + int(self.penalty.capped(chosen))
+
+    def _flat(self, entries: int) -> int:
+        """Return how many are capped of entries whose weight is that of zero: all or none."""
+        return entries if self.penalty.knee >= self.below else 0
+
+
 @torch.no_grad()
 def update(triples: Sequence[Triple], penalty: Linearised, strength: float) -> Sums:
     """Do the Z-step and the U-step in place on what ``views`` found; strength = lamb / rho."""
     most = PER_THREAD * torch.get_num_threads()
     sums = Sums()
     for w, z, v in triples:
-        size = min(most, len(w))
+        soft, size = _Soft(penalty, strength, w.dtype), min(most, len(w))
         buffers = torch.empty_like(w[:size]), torch.empty(size, dtype=torch.float64)
         for block in zip(*(torch.split(each, most) for each in (w, z, v)), strict=True):
             new, wide = (each[: len(block[0])] for each in buffers)
-            _step(block, new, wide, penalty, strength, sums)
+            _step(block, soft, sums, new, wide)
     return sums
 
 
-def _step(block: Triple, new: Tensor, wide: Tensor, penalty: Linearised, strength: float, sums: Sums) -> None:
+def _step(block: Triple, soft: _Soft, sums: Sums, new: Tensor, wide: Tensor) -> None:
     w, z, v = block
     y = torch.sub(v, z, out=v).sub_(w)  # -x, so that V = 2 Z - x is one operation
-    sums.capped += _clamp(y, z, penalty, strength, new)
+    sums.capped += soft.clamp(y, z, out=new)
     new.sub_(y)  # soft(x) = x - clamp(x)
     sums.primal += _squares(w, new, wide)
     sums.dual += _squares(new, z, wide)
     z.copy_(new)
     y.add_(new, alpha=2)
     sums.zeros += len(w) - int(new.ne_(0).sum())  # in place it writes floats, which are summed fast
-
-
-def _clamp(y: Tensor, z: Tensor, penalty: Linearised, strength: float, out: Tensor) -> int:
-    """Write ``y``, limited to +-strength * w(z), to ``out``; return the number of capped entries."""
-    row = ROW if len(z) % ROW == 0 else len(z)
-    below = penalty.flat_below(torch.finfo(z.dtype).eps)
-    sizes = torch.abs(z, out=out).view(-1, row)
-    steep = (sizes.amax(dim=1) < below).logical_not_().nonzero().flatten()  # NaN is not below
-    capped = (len(z) - len(steep) * row) * (penalty.knee >= below)
-    if len(steep):
-        chosen = sizes[steep]
-        capped += int(penalty.capped(chosen))
-        limit = penalty.weight(chosen).mul_(strength)
-        clamped = y.view(-1, row)[steep].clamp(-limit, limit)
-    if len(steep) < len(sizes):
-        level = penalty.weight(z.new_zeros(1)).mul_(strength).item()
-        torch.clamp(y, -level, level, out=out)
-    if len(steep):
-        out.view(-1, row)[steep] = clamped
-    return capped
 
 
 def _squares(a: Tensor, b: Tensor, wide: Tensor) -> float:
