@@ -101,8 +101,8 @@ def main() -> None:
     print(f"faster by    {rates['faster']}")
     step = share(50_000, rounds=5 if options.quick else 15)
     print(
-        f"ResNet-56, batch {BATCH}: {step['batch_ms'].median:.2f} ms a batch, {step['step_ms'].median:.0f} ms "
-        f"a step, share {100 * step['share'].median:.3f} %"
+        f"ResNet-56, batch {BATCH}: {step['batch_ms'].median:.2f} ms a batch, "
+        f"{step['step_ms'].median:.0f} ms a step, share {100 * step['share'].median:.3f} %"
     )
     timing.write(options, host, [rates, step])
 
