@@ -7,10 +7,13 @@ is never shared, and vanishes when its stage is finished.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -43,16 +46,18 @@ class Snapshots:
         return bool(self._files())
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep ``state``: tensors, numbers, strings, in dictionaries, lists and tuples."""
+        """Keep ``state``: tensors, numbers, strings, in dictionaries, lists and tuples.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self.stage.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.stage.with_name(f".{self.stage.name}-checkpoint-{os.getpid()}")
-        try:
-            with open(scratch, "wb") as file:  # by its path, torch would hide what the system says
-                torch.save(state, file)
-            kept = self.named(scratch)
-            os.replace(scratch, kept)
-        finally:
-            scratch.unlink(missing_ok=True)
+        # a folder, since torch refuses to write a file whose own name begins with a dot
+        with TemporaryDirectory(prefix=f".{self.stage.name}-", dir=self.stage.parent) as scratch:
+            file = Path(scratch) / "state"
+            _write(state, file)
+            kept = self.named(file)
+            os.replace(file, kept)
         self.clear(but=kept)
         self.last = time.monotonic()
 
@@ -77,3 +82,14 @@ class Snapshots:
 
     def _files(self) -> list[Path]:
         return list(self.stage.parent.glob(f"{self.stage.name}.*.checkpoint"))
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    # by its path: an interruption that falls into a file object's write would be lost in torch's writer,
+    # which in turn does not tell what the system said when the file failed
+    try:
+        torch.save(state, path)
+    except RuntimeError as problem:
+        free = shutil.disk_usage(path.parent).free // 10**6
+        said = f"a checkpoint could not be written, with {free} MB free on its disk"
+        raise OSError(errno.ENOSPC, said, str(path)) from problem

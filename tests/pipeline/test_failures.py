@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,7 +81,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(finished, tmp_path, largest, le
     told = tmp_path / "told"
     assert ended(begin(*places(tmp_path), BUDGET, largest=largest, told=told)) == 1
     happened, kept, remedy = told.read_text().splitlines()
-    assert happened.startswith(("File too large", "Error while serializing: I/O error: File too large"))
+    assert re.match(r"a checkpoint could not be written, with \d+ MB free on its disk: ", happened)
     assert kept == f"kept: {left}"
     assert remedy == "free some space, then: the same command goes on from what was kept"
     assert ended(begin(*places(tmp_path), BUDGET)) == 0
@@ -206,4 +207,4 @@ def test_an_interrupted_program_says_what_is_kept_and_ends_the_sweep(tmp_path):
     assert process.returncode == 130
     assert "\ninterrupted\nkept: a checkpoint of baseline " in said
     assert "Traceback" not in said
-    assert len(list(tmp_path.glob("outputs/stages/baseline/*.checkpoint"))) == 1
+    assert list(tmp_path.glob("outputs/stages/baseline/*.checkpoint"))
