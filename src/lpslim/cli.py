@@ -44,6 +44,7 @@ GROUPS = (
 
 
 CONF = Path("conf")
+SILENT = os.environ.get("RANK", "0") != "0"  # one of several processes, of which the first speaks
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 
@@ -132,6 +133,8 @@ def _unknown(key: str) -> str:
 
 def report_mistake(problem: Exception) -> None:
     """Print a mistake of the user's on the error stream."""
+    if SILENT:
+        return
     for line in explain(problem, sys.argv[1:]).splitlines():
         print(f"error: {line}", file=sys.stderr)
 
@@ -143,6 +146,8 @@ def guarded(main: Callable[[], object]) -> None:
     understood as ``dry_run=true``.
     """
     sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv]
+    if SILENT:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the program ends
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours to write
     try:

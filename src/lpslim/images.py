@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpslim.splits import Batch, Parts, hold_out
+from lpslim.splits import WHOLE, Batch, Parts, Share, hold_out
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TensorSplit:
         fields = ("images", "labels", "mean", "std")
         return replace(self, **{name: getattr(self, name).to(device) for name in fields})
 
-    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
+    def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one epoch of shuffled, augmented (B, C, H, W) float batches and labels (B,).
 
         All draws come from a CPU generator with ``seed``, so every device sees the same
@@ -54,15 +54,17 @@ class TensorSplit:
         edge = self.crop_padding
         padded = F.pad(self.images, (0, 0, edge, edge, edge, edge)) if edge else self.images
         size = min(batch_size, count)
+        part = share.of(size)
         for start in range(0, count - size + 1, size):
-            taken = slice(start, start + size)
+            taken = slice(start + part.start, start + part.stop)
             pixels = crop_flip(padded, order[taken], shift[:, taken], mirror[taken], self.images.shape[1:3])
             yield self._normalise(pixels), self.labels[order[taken]]
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every image once, in order, not augmented; the last batch may be short."""
-        for start in range(0, len(self), batch_size):
-            taken = slice(start, start + batch_size)
+    def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield every image of the share once, in order, not augmented; the last batch may be short."""
+        part = share.of(len(self))
+        for start in range(part.start, part.stop, batch_size):
+            taken = slice(start, min(start + batch_size, part.stop))
             yield self._normalise(self.images[taken]), self.labels[taken]
 
     def _normalise(self, pixels: Tensor) -> Tensor:

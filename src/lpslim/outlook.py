@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 
+from lpslim import ranks
 from lpslim.architecture import Architecture
 from lpslim.config import Config
 from lpslim.keys import canonical
@@ -94,7 +95,8 @@ def _dense_epoch(config: Config, data: Data) -> float:
         described, shape, chosen.device, chosen.precision, chosen.channels_last, chosen.threads
     )
     # a forward is a third of a step
-    return sample * (len(data.train) + (len(data.val) + len(data.test)) / 3)
+    samples = len(data.train) + (len(data.val) + len(data.test)) / 3
+    return sample * samples / ranks.share().world
 
 
 @cache
