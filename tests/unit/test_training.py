@@ -93,6 +93,15 @@ def test_the_bound_is_on_the_losss_gradient_and_the_penaltys_joins_after_it():
     assert moved.tolist() == pytest.approx([0.1] * len(moved), abs=2e-6)
 
 
+def test_batch_norm_over_all_processes_has_the_same_names_and_tensors():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.BatchNorm2d(4)))
+    kept = dict(model.state_dict(keep_vars=True))
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model).state_dict(keep_vars=True)
+    assert isinstance(model[1][0], nn.SyncBatchNorm)
+    assert list(shared) == list(kept)
+    assert all(shared[name] is tensor for name, tensor in kept.items())
+
+
 def test_without_cuda_the_device_is_the_cpu(monkeypatch):
     everywhere = SimpleNamespace(is_available=lambda: True, is_built=lambda: True)
     monkeypatch.setattr(torch.backends, "mps", everywhere)
