@@ -75,11 +75,14 @@ run-rows:
 	ended=0; $(BIN)/python run.py -m $(JOBS) || ended=$$?; \
 	$(if $(MORE),$(BIN)/python run.py -m $(MORE) || ended=$$?;) exit $$ended
 
-tables: setup  ## render every table from the records in results/ (SELECTION=last|val|paper)
-	$(BIN)/python -m reproduce.tables --results results --selection $(SELECTION) --readme README.md
+tables: setup  ## render every table from the records in results/ (SELECTION=last|val|paper, OUTDATED=1)
+	$(BIN)/python -m reproduce.tables --results results --selection $(SELECTION) --readme README.md $(if $(OUTDATED),--outdated)
 
-plots: setup  ## draw every figure from the records in results/
-	$(BIN)/python -m reproduce.figures --results results
+plots: setup  ## draw every figure from the records in results/ (OUTDATED=1)
+	$(BIN)/python -m reproduce.figures --results results $(if $(OUTDATED),--outdated)
+
+verify: setup  ## are records and stored stages what was written? DATA=1 also reads the data again, below data/
+	$(BIN)/python -m lpslim.records verify --results results --work-dir $(WORK) $(if $(DATA),--data)
 
 bench: setup  ## side-by-side measurements: benchmarks/
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

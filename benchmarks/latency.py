@@ -8,6 +8,8 @@ longer than a round:
 
     python benchmarks/latency.py outputs/runs/<name>/<key>/pruned --threads 2
 
+Two networks of your own, from Python: ``benchmarks.latency.compare(model, pruned.model, image)``.
+
 Without a network: VGG-16 for images of 32x32, every layer cut to half its channels, in three rounds.
 
 What to expect: the share is not 1. Narrow layers use a processor less well, and what is not a multiply-add
@@ -18,6 +20,7 @@ say that the machine was busy, and the figures worth little: nothing else should
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import platform
 import sys
@@ -193,6 +196,11 @@ def load(pruned: Path | None, dense: Path | None) -> Networks:
         UserError: a folder holds no network, or the two take inputs of different shapes.
     """
     described = architecture.describe(folder_of(pruned)) if pruned else half_vgg16()
+    if described.family is None:
+        raise UserError(
+            f"{pruned}: {described.name} is a network of your own, and this command cannot build it; from "
+            "Python: benchmarks.latency.compare(<the dense one>, <the pruned one>, <an image>)"
+        )
     small = lpslim.load(folder_of(pruned)) if pruned else described.build().eval()
     if dense:
         other = architecture.describe(folder_of(dense)).input_shape
@@ -201,10 +209,35 @@ def load(pruned: Path | None, dense: Path | None) -> Networks:
         large = lpslim.load(folder_of(dense))
     else:  # fresh weights: how long a network takes does not depend on them
         large = replace(described, kept={}).build().eval()
-    example = blank_input(described.input_shape)
-    return Networks(
-        large, small, described.input_shape, cost.count(large, example), cost.count(small, example)
-    )
+    return of(large, small, blank_input(described.input_shape))
+
+
+def of(dense: nn.Module, pruned: nn.Module, example: Tensor) -> Networks:
+    """Return two networks in evaluation mode with what they cost. example: (1, C, H, W), or tokens."""
+    costs = cost.count(dense, example), cost.count(pruned, example)
+    return Networks(dense.eval(), pruned.eval(), tuple(example.shape[1:]), *costs)
+
+
+def compare(
+    dense: nn.Module,
+    pruned: nn.Module,
+    example: Tensor,
+    *,
+    batches: Sequence[int] = (1, 32),
+    rounds: int = 9,
+    threads: int | None = None,
+) -> list[Row]:
+    """Measure two networks on the CPU, print the table and return its rows; the networks stay as they are.
+
+    example: (1, C, H, W). threads: PyTorch's default if not given.
+    """
+    before = torch.get_num_threads()
+    networks = of(copy.deepcopy(dense).cpu(), copy.deepcopy(pruned).cpu(), example.cpu())
+    torch.set_num_threads(threads or before)
+    try:
+        return measured(networks, type(dense).__name__, batches, rounds, machine(threads or before))[0]
+    finally:
+        torch.set_num_threads(before)
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -251,30 +284,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def measured(
+    networks: Networks, title: str, batches: Sequence[int], rounds: int, host: dict[str, Any]
+) -> tuple[list[Row], str]:
+    """Measure and print; return the rows, and why ONNX Runtime's are missing if they are."""
+    print(f"{title}: inputs of {networks.shape}, {rounds} rounds")
+    print(
+        f"{host['processor']}, {host['cores']} cores, load {host['load_average']:.1f}; "
+        f"{host['threads']} threads, torch {torch.__version__}"
+    )
+    print(LINE.format(*HEADER))
+    rows, note = in_pytorch(networks, batches, rounds), ""
+    print(*rows, sep="\n", flush=True)
+    try:
+        found = in_onnx_runtime(networks, batches, rounds, host["threads"])
+        print(*found, sep="\n")
+        rows += found
+    except UserError as problem:
+        print(note := f"ONNX Runtime: not measured: {problem}")
+    return rows, note
+
+
 def report(options: argparse.Namespace) -> None:
     """Measure, print, and write the file if one is asked for."""
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     networks, host = load(options.network, options.dense), machine(options.threads)
     rounds = options.rounds or (9 if options.network else 3)
-    print(f"{options.network or 'VGG-16, half its channels'}: inputs of {networks.shape}, {rounds} rounds")
-    print(
-        f"{host['processor']}, {host['cores']} cores, load {host['load_average']:.1f}; "
-        f"{host['threads']} threads, torch {torch.__version__}"
-    )
-    print(LINE.format(*HEADER))
-    rows, note = in_pytorch(networks, options.batches, rounds), ""
-    print(*rows, sep="\n", flush=True)
-    try:
-        found = in_onnx_runtime(networks, options.batches, rounds, options.threads)
-        print(*found, sep="\n")
-        rows += found
-    except UserError as problem:
-        print(note := f"ONNX Runtime: not measured: {problem}")
+    title = str(options.network or "VGG-16, half its channels")
+    rows, note = measured(networks, title, options.batches, rounds, host)
     if options.json:
         costs = {"dense": asdict(networks.dense_cost), "pruned": asdict(networks.pruned_cost)}
-        measured = {"network": str(options.network or ""), "machine": host, "cost": costs}
-        store.write_json(options.json, {**measured, "rows": [asdict(each) for each in rows], "note": note})
+        found = {"network": str(options.network or ""), "machine": host, "cost": costs}
+        store.write_json(options.json, {**found, "rows": [asdict(each) for each in rows], "note": note})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

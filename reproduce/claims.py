@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lpslim.records import PLACES, Record
 from lpslim.statistics import Summary, verdict
 from reproduce.groups import Group, dense_networks, grouped
 from reproduce.labels import setting
+from reproduce.markup import Missing
+from reproduce.provenance import EXPERIMENTS, OUTDATED, disputed, outdated
 from reproduce.published import OURS, Row, dense_of, number
 
 # Points: smaller differences between methods are noise (docs/protocol.md); GLUE's development sets are small
 BAND, BANDS = 0.3, {"bert_glue": 1.0}
 ACCURACIES = ("top1", "score")
 COSTS = ("flops_drop", "params_drop")
-EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 SEEDS = dict.fromkeys((f"bert_glue/{task}" for task in ("rte", "mrpc", "cola", "stsb")), "0,1,2,3,4")
 GLUE_SIZES = {"cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500),
               "rte": (2490, 277), "qnli": (104743, 5463), "qqp": (363846, 40430),
@@ -29,13 +29,14 @@ HOW = (*PLACES, "trainer.channels_last", "trainer.compile")  # not worth a word 
 class Measured:
     """What one configuration gave for a cell, in the cell's unit.
 
+    value: missing where every run diverged.
     difference: measured minus published, in points (of the accuracies, or of their changes from the
         dense network); None where the two must not be compared.
     verdict: in words, and empty for a cell that is no accuracy.
     """
 
     group: Group
-    value: Summary
+    value: Summary | Missing
     difference: float | None = None
     verdict: str = ""
 
@@ -44,9 +45,9 @@ class Measured:
 class Claim:
     """One cell: what the paper prints, and either what was measured, or why nothing was.
 
-    measured: the row's own configuration, one entry per data source. departing: runs of this
-    experiment with other settings, which never count as the row. empty: the reason, and
-    ``command`` what fills the cell (empty where nothing can).
+    measured: the row's own configuration, one entry per data source (and version of the code).
+    departing: runs of this experiment with other settings, which never count as the row.
+    empty: the reason, and ``command`` what fills the cell (empty where nothing can).
     """
 
     published: str
@@ -56,12 +57,12 @@ class Claim:
     command: str = ""
 
 
-def claim(row: Row, column: str, rows: Sequence[Row], records: Iterable[Record], selection: str) -> Claim:
+def claim(row: Row, column: str, rows: Sequence[Row], records: Sequence[Record], selection: str) -> Claim:
     """Return the claim of one cell.
 
     Args:
         row, column: the cell. rows: all of its table.
-        records: all there are. selection: the protocol, see lpslim.evaluation.summarise.
+        records: all that are shown. selection: the protocol, see lpslim.evaluation.summarise.
 
     Raises:
         UserError: the records hold two results of one configuration and seed.
@@ -82,7 +83,11 @@ def claim(row: Row, column: str, rows: Sequence[Row], records: Iterable[Record],
     if not as_filed:
         return Claim(published, (), departing, *_unfilled(row))
     dense = dense_of(row, rows)
-    measured = tuple(_measured(row, column, group, selection, dense, as_filed) for group in as_filed)
+    incomparable = _incomparable(as_filed, disputed(records))
+    measured = tuple(
+        _measured(row, column, group, selection, dense, why)
+        for group, why in zip(as_filed, incomparable, strict=True)
+    )
     return Claim(published, measured, departing)
 
 
@@ -97,7 +102,7 @@ def _unfilled(row: Row) -> tuple[str, str]:
 
 
 def _dense_claim(
-    row: Row, column: str, rows: Sequence[Row], records: Iterable[Record], selection: str
+    row: Row, column: str, rows: Sequence[Row], records: Sequence[Record], selection: str
 ) -> Claim:
     """The dense network of a table: measured at the start of every run of its rows."""
     published = row.cells[column]
@@ -105,31 +110,58 @@ def _dense_claim(
         return Claim(published, empty="by definition")
     pruned = {each.experiment for each in rows if each.experiment and dense_of(each, rows) is row}
     own = [each for each in records if each.experiment in pruned and not each.differs]
-    found = []
+    found, doubtful = [], disputed(records)
     for group in dense_networks(own):
         value = group.accuracy("baseline", selection)
-        found.append(Measured(group, value, *_compare(number(published), value.mean, group, "")))
+        why = _doubt(group, doubtful, ("baseline",))
+        compared = (None, why) if why else _compare(number(published), value.mean, group, "")
+        found.append(Measured(group, value, *compared))
     return Claim(published, tuple(found), empty="" if found else "measured with any of its rows")
 
 
-def _value(column: str, group: Group, selection: str) -> Summary:
+def _value(column: str, group: Group, selection: str) -> Summary | Missing:
+    if not group.records:
+        return Missing("diverged" if column in COSTS else group.fate)
     return group.cost(column) if column in COSTS else group.accuracy("finetune", selection)
 
 
 def _measured(
-    row: Row, column: str, group: Group, selection: str, dense: Row | None, as_filed: Sequence[Group]
+    row: Row, column: str, group: Group, selection: str, dense: Row | None, incomparable: str
 ) -> Measured:
     value, published = _value(column, group, selection), number(row.cells[column])
+    if isinstance(value, Missing):
+        return Measured(group, value, None, "no run ended")
     if column in COSTS:
-        return Measured(group, value, None if published is None else value.mean - published)
-    rivals = sum(_basis(each) == _basis(group) for each in as_filed)
-    if rivals > 1:  # the experiment file has changed, and older runs are still there
-        return Measured(group, value, None, f"not comparable: {rivals} configurations under this name")
+        if published is None or outdated(group.first):
+            return Measured(group, value)
+        return Measured(group, value, value.mean - published)
+    if incomparable:
+        return Measured(group, value, None, incomparable)
     reference = number(dense.cells[column]) if dense else None
     if is_original(group.first.data) or published is None or reference is None:
         return Measured(group, value, *_compare(published, value.mean, group, ""))
     change = -group.drop(selection).mean
     return Measured(group, value, *_compare(published - reference, change, group, "drops compared: "))
+
+
+def _incomparable(as_filed: Sequence[Group], doubtful: frozenset[str]) -> list[str]:
+    """Return per group of a row why it cannot be compared with what is published; empty where it can."""
+    current = [_basis(each) for each in as_filed if not outdated(each.first)]
+    reasons = []
+    for group in as_filed:
+        why, rivals = _doubt(group, doubtful), current.count(_basis(group))
+        if not why and rivals > 1:  # the experiment file has changed, and older runs are still there
+            why = f"not comparable: {rivals} configurations under this name"
+        reasons.append(why)
+    return reasons
+
+
+def _doubt(group: Group, doubtful: frozenset[str], stages: Sequence[str] | None = None) -> str:
+    if why := outdated(group.first, stages):
+        return f"{OUTDATED} not comparable: {why}"
+    if group.first.data["fingerprint"] in doubtful:
+        return "not comparable: different data under one name"
+    return ""
 
 
 def _compare(published: float | None, measured: float, group: Group, how: str) -> tuple[float | None, str]:

@@ -13,12 +13,12 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from lpslim import records
+from lpslim import records, store
 from lpslim.errors import UserError
 from lpslim.evaluation import PROTOCOLS
 from lpslim.keys import canonical
 from lpslim.records import Record
-from reproduce import plots, published
+from reproduce import plots, provenance, published
 from reproduce.claims import is_original
 from reproduce.groups import ADMM_NEEDS, Group, grouped, sparsified
 from reproduce.labels import PROTOCOL, labels
@@ -31,6 +31,7 @@ LEGEND_LINE = 0.22  # inches
 TITLE_WIDTH = 100  # characters
 SHORT_NAME = 14  # characters of a legend entry, of which five or six fit side by side
 PUBLISHED = "data: as published"
+KINDS = ("residuals_", "channels_", "comparison_", "accuracy_vs_flops_")
 STYLE: Any = {
     "font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E8E8E8",
@@ -67,9 +68,11 @@ def channels_figure(drawn: Sequence[Series], title: str) -> Figure:
 def accuracy_figure(drawn: Sequence[Series], title: str, rows: Sequence[Row], selection: str) -> Figure:
     """Return accuracy against FLOPs drop: axes for each data source, the published with the original's."""
     sources: dict[str, list[Series]] = {PUBLISHED: []} if rows else {}
+    doubtful = provenance.disputed(each.group.first for each in drawn)
     for each in drawn:
-        original = rows and is_original(each.group.first.data)
-        sources.setdefault(PUBLISHED if original else str(each.group.first.data["source"]), []).append(each)
+        first = each.group.first
+        original = rows and is_original(first.data) and first.data["fingerprint"] not in doubtful
+        sources.setdefault(PUBLISHED if original else provenance.source(first, doubtful), []).append(each)
     figure, panels = _figure(title, drawn, len(sources) + 6 * bool(rows), len(sources))
     for axes, (source, measured) in zip(panels, sources.items(), strict=True):
         if measured:
@@ -128,21 +131,25 @@ def _finish(figure: Figure, panels: Sequence[Any]) -> None:
     figure.set_layout_engine("none")
 
 
-def figures(found: Sequence[Record], selection: str) -> dict[str, Figure]:
+def figures(found: Sequence[Record], selection: str, outdated: bool = False) -> dict[str, Figure]:
     """Return ``{"<kind>_<data set>_<model>": figure}`` for every pair that has records.
 
-    A pair of which no run used the ADMM has no residuals to show. Where all runs have one budget, they
-    are compared line by line, and against FLOPs only beside published figures.
+    Runs that diverged are not drawn, nor, without ``outdated``, what older code measured. A pair of
+    which no run used the ADMM has no residuals to show. Where all runs have one budget, they are
+    compared line by line, and against FLOPs only beside published figures.
 
     Raises:
         UserError: the records hold two results of one configuration and seed.
     """
     pairs: dict[tuple[str, str], list[Record]] = {}
-    for group in grouped(found):
+    shown, _ = provenance.sift(found, outdated)
+    for group in grouped(record for record in shown if not record.diverged):
         pairs.setdefault(group.pair, []).extend(group.records)
     made = {}
     for pair, own in sorted(pairs.items()):
         suffix, where = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(pair)), f"{pair[1]} on {pair[0]}"
+        if any(map(provenance.outdated, own)):
+            where += f" ({provenance.OUTDATED} measured by older code, or counted otherwise)"
         if admm := sparsified(own):
             drawn = plots.series(admm, labels(admm, ADMM_NEEDS))
             made[f"residuals_{suffix}"] = residuals_figure(drawn, f"ADMM of {where}")
@@ -187,17 +194,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m reproduce.figures", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/, figures/")
     parser.add_argument("--selection", choices=PROTOCOLS, default="last", help="which accuracy to draw")
+    parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
     options = parser.parse_args(arguments)
     try:
-        render(options.results, options.selection)
+        render(options.results, options.selection, options.outdated)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0
 
 
-def render(results: Path, selection: str) -> None:
-    """Write every figure below ``results`` as PNG and SVG, and print the paths.
+def render(results: Path, selection: str, outdated: bool = False) -> None:
+    """Write every figure below ``results`` as PNG and SVG; print the paths, and what is not drawn.
+
+    Figures of before that these records do not give are named, and left to the reader to delete.
 
     Raises:
         UserError: a record cannot be read.
@@ -207,13 +217,19 @@ def render(results: Path, selection: str) -> None:
         print(f"no records below {results / 'records'}: nothing to draw")
         return
     folder = results / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    written = set()
     with matplotlib.rc_context(STYLE):
-        for name, figure in figures(found, selection).items():
+        for name, figure in figures(found, selection, outdated).items():
             for form in FORMATS:
                 path = folder / f"{name}.{form}"
-                path.write_bytes(rendered(figure, form))
+                store.write_bytes(path, rendered(figure, form))
                 print(path)
+                written.add(path)
+    for remark in provenance.sift(found, outdated)[1]:
+        print(f"- {remark}")
+    for path in sorted(folder.glob("*")):
+        if path not in written and path.suffix[1:] in FORMATS and path.stem.startswith(KINDS):
+            print(f"- {path} is of before: no record gives it now")
 
 
 if __name__ == "__main__":

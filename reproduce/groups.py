@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lpslim.errors import UserError
@@ -12,6 +12,7 @@ from lpslim.keys import canonical
 from lpslim.records import PLACES, Record
 from lpslim.records import settings as recorded
 from lpslim.statistics import Summary, summary
+from reproduce.provenance import versions
 
 # What the networks before pruning depend on, by the first part of a setting's key
 DENSE_NEEDS = ("model", "dataset", "baseline", "trainer", "epoch_scale")
@@ -22,14 +23,25 @@ ADMM_NEEDS = (*DENSE_NEEDS, "p", "M", "rho", "lamb", "regularizer")
 
 @dataclass(frozen=True)
 class Group:
-    """Records that differ in nothing but the seed, in the order of the seeds; never empty."""
+    """Records that differ in nothing but the seed, in the order of the seeds.
+
+    records: of runs that ended. diverged: of those that did not, and that no mean includes. One of the
+    two may be empty.
+    """
 
     records: tuple[Record, ...]
+    diverged: tuple[Record, ...] = ()
 
     @property
     def first(self) -> Record:
-        """The record of the lowest seed."""
-        return self.records[0]
+        """The record of the lowest seed that ended, if any did."""
+        return (*self.records, *self.diverged)[0]
+
+    @property
+    def fate(self) -> str:
+        """Where its runs diverged, such as ``diverged (finetune, epoch 3)``; empty if none did."""
+        places = ("{stage}, epoch {epoch}".format(**each.diverged) for each in self.diverged)
+        return f"diverged ({'; '.join(dict.fromkeys(places))})" if self.diverged else ""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -47,9 +59,16 @@ class Group:
         return METRICS[self.first.data.get("metric", "accuracy")]
 
     def accuracy(self, stage: str, selection: str) -> Summary:
-        """Return the test accuracy after ``stage`` in percent (the stage prune has ``last`` alone)."""
+        """Return the test accuracy after ``stage`` in percent (the stage prune has ``last`` alone).
+
+        That of the last stage says how many runs diverged.
+
+        Raises:
+            ValueError: all runs diverged; so do ``drop`` and ``cost``.
+        """
         protocol = "last" if stage == "prune" else selection
-        return summary([each.accuracy[stage][protocol] for each in self.records])
+        found = summary([each.accuracy[stage][protocol] for each in self.records])
+        return replace(found, diverged=len(self.diverged)) if stage == "finetune" else found
 
     def drop(self, selection: str) -> Summary:
         """Return dense minus fine-tuned accuracy, run by run, in points; a gain is negative."""
@@ -68,41 +87,44 @@ class Group:
 
 
 def grouped(records: Iterable[Record]) -> list[Group]:
-    """Group records that differ in nothing but the seed: same settings, data and counting rule.
+    """Group records that differ in nothing but the seed: same settings, code, data and counting rule.
 
     Raises:
         UserError: two different results exist for one configuration and seed.
     """
-    return _group(records, lambda r: settings(r.config), lambda r: r.key)
+    return _group(records, lambda r: settings(r.config))
 
 
 def dense_networks(records: Iterable[Record]) -> list[Group]:
-    """Group records by their dense network alone, each such network once.
+    """Group records of runs that ended by their dense network alone, each such network once.
 
     Raises:
         UserError: two different dense networks exist for one configuration and seed.
     """
-
-    return _group(records, lambda r: settings(r.config, DENSE_NEEDS), lambda r: r.stages["baseline"])
+    ended = (record for record in records if not record.diverged)
+    return _group(ended, lambda r: settings(r.config, DENSE_NEEDS), ("baseline",))
 
 
 def sparsified(records: Iterable[Record]) -> list[Group]:
-    """Group the records that used the ADMM by its result alone, each such result once.
+    """Group the records of runs that ended and used the ADMM by its result alone, each such result once.
 
     Raises:
         UserError: two different results of the ADMM exist for one configuration and seed.
     """
-    used = (record for record in records if record.convergence)
-    return _group(used, lambda r: settings(r.config, ADMM_NEEDS), lambda r: r.stages["sparsify"])
+    used = (record for record in records if record.convergence and not record.diverged)
+    return _group(used, lambda r: settings(r.config, ADMM_NEEDS), ("baseline", "sparsify"))
 
 
 def _group(
-    records: Iterable[Record], needs: Callable[[Record], dict[str, Any]], key: Callable[[Record], str]
+    records: Iterable[Record], needs: Callable[[Record], dict[str, Any]], stages: Sequence[str] | None = None
 ) -> list[Group]:
+    """Group by what the result of the last of ``stages`` depends on; None: of all."""
     found: dict[str, dict[str, Record]] = {}
     for record in records:
-        identity = canonical([needs(record), record.data["fingerprint"], record.cost["rule"]])
-        found.setdefault(identity, {}).setdefault(key(record), record)
+        code = versions(record, stages)
+        identity = canonical([needs(record), code, record.data["fingerprint"], record.cost["rule"]])
+        key = record.stages[stages[-1]] if stages else record.key
+        found.setdefault(identity, {}).setdefault(key, record)
     return [_over_seeds(list(runs.values())) for runs in found.values()]
 
 
@@ -111,7 +133,9 @@ def _over_seeds(runs: list[Record]) -> Group:
         if times > 1:
             same = ", ".join(f"{run.experiment}/{run.key}" for run in runs if run.seed == seed)
             raise UserError(f"{same}: {times} results of one configuration and seed; delete the outdated")
-    return Group(tuple(sorted(runs, key=lambda run: run.seed)))
+    ordered = sorted(runs, key=lambda run: run.seed)
+    ended = tuple(run for run in ordered if not run.diverged)
+    return Group(ended, tuple(run for run in ordered if run.diverged))
 
 
 def settings(config: Mapping[str, Any], parts: Sequence[str] | None = None) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lpslim.keys import canonical
+from lpslim.records import Record
 from lpslim.records import settings as recorded
 from reproduce.groups import Group, settings
+from reproduce.provenance import OUTDATED, outdated, short, versions
 
 WORDS = {None: "null", True: "true", False: "false"}
 PROTOCOL = {
@@ -16,7 +18,6 @@ PROTOCOL = {
     "val": "at the epoch that is best on the validation split",
     "paper": "at the epoch that is best on the test set, as published tables mostly do: biased upwards",
 }
-SHORT = 8  # characters of a fingerprint
 
 
 def setting(key: str, value: Any) -> str:
@@ -30,7 +31,16 @@ RIVALS = {"fpgm": "FPGM", "hrank": "HRank", "chip": "CHIP", "random": "random ch
           "bn_scale": "batch-norm scales", "magnitude": "magnitude"}  # fmt: skip
 CONTROLS = {"scratch_e": ", from scratch (E)", "scratch_b": ", from scratch (B)", "finetune": ""}
 FAMILIES = ("ADMM", "rival", "control", "unstructured")  # in a table's order
+# globs of an encoder's layers that are kept whole -> what is then pruned
+HALVES = {"*attention*": "neurons alone", "*intermediate*": "heads alone"}
 SHARES = {"uniform": ", the same share of every layer", "raw": ", one threshold", "minmax": ""}
+
+TELLING: tuple[Callable[[Record], str], ...] = (  # what else may differ, in this order
+    lambda record: f"on {record.data['source']}",
+    lambda record: f"data {short(record.data['fingerprint'])}",
+    lambda record: f"code {'/'.join(map(str, versions(record).values()))}",
+    lambda record: f"counted: {record.cost['rule']}",
+)
 
 
 def method(config: Mapping[str, Any]) -> str:
@@ -44,12 +54,24 @@ def method(config: Mapping[str, Any]) -> str:
     elif penalty == "none":
         name = _criterion(selection, across, chosen["criterion.widths"])
     else:
-        name = _lp(config["p"], config["M"]) if penalty == "lp" else str(penalty)
+        name = pull(config)
         name += "" if (criterion, across) == ("magnitude", "minmax") else f", {selection}{SHARES[across]}"
-    if chosen["protected"]:
-        name += f", protected {', '.join(chosen['protected'])}"
+    name += _protected(chosen["protected"])
     unstructured = ", single weights" if chosen["structure"] == "weights" else ""
     return name + unstructured + CONTROLS[chosen["retrain"]]
+
+
+def _protected(layers: Sequence[str]) -> str:
+    if len(layers) == 1 and layers[0] in HALVES:
+        return f", {HALVES[layers[0]]}"
+    return f", protected {', '.join(layers)}" if layers else ""
+
+
+def pull(config: Mapping[str, Any]) -> str:
+    """Return what the ADMM did alone, whatever was then chosen by its result: ``Lp p=5, M=1``."""
+    chosen = recorded(config)
+    penalty = chosen["regularizer.penalty"]
+    return _lp(config["p"], config["M"]) if penalty == "lp" else str(penalty)
 
 
 def family(config: Mapping[str, Any]) -> str:
@@ -86,17 +108,21 @@ def _lp(p: float, M: float | None) -> str:
 def labels(groups: Sequence[Group], parts: Sequence[str] | None = None) -> list[str]:
     """Return one distinct name per group: its method, and the settings that tell it from its like.
 
+    Where it was measured by other code, or counted by another rule, than today's, a mark follows.
+
     ``parts``: as in :func:`reproduce.groups.settings`, the settings that matter.
     """
-    names = [method(group.first.config) for group in groups]
+    names = [(method if parts is None else pull)(group.first.config) for group in groups]
     scored = [_scored_on(group.first.config) if parts is None else "" for group in groups]
     if len({each for each in scored if each}) > 1:
         names = [f"{n}, scored on {on}" if on else n for n, on in zip(names, scored, strict=True)]
-    for name in sorted({name for name, times in Counter(names).items() if times > 1}):
-        alike = [i for i, each in enumerate(names) if each == name]
+    marks = [f" {OUTDATED}" if outdated(group.first) else "" for group in groups]
+    marked = list(zip(names, marks, strict=True))
+    for both in sorted({both for both, times in Counter(marked).items() if times > 1}):
+        alike = [i for i, each in enumerate(marked) if each == both]
         for i, extra in zip(alike, _telling([groups[i] for i in alike], parts), strict=True):
-            names[i] = ", ".join([name, *extra])
-    return names
+            names[i] = ", ".join([both[0], *extra])
+    return [name + mark for name, mark in zip(names, marks, strict=True)]
 
 
 def _scored_on(config: Mapping[str, Any]) -> str:
@@ -106,14 +132,14 @@ def _scored_on(config: Mapping[str, Any]) -> str:
 
 
 def _telling(alike: Sequence[Group], parts: Sequence[str] | None) -> list[list[str]]:
-    """Return per group the settings in which these groups differ; where none do, their data."""
+    """Return per group the settings in which these groups differ; where none do, their data or their code."""
     each_settings = [settings(group.first.config, parts) for group in alike]
     keys = sorted({key for each in each_settings for key in each})
     varying = [key for key in keys if len({canonical(each.get(key)) for each in each_settings}) > 1]
     extras = [[setting(key, each[key]) for key in varying if key in each] for each in each_settings]
-    if len({tuple(each) for each in extras}) == len(extras):
-        return extras
-    data = [group.first.data for group in alike]
-    named = len({each["source"] for each in data}) > 1
-    where = [f"on {each['source']}" if named else f"data {each['fingerprint'][:SHORT]}" for each in data]
-    return [[*extra, place] for extra, place in zip(extras, where, strict=True)]
+    found = [group.first for group in alike]
+    for tell in TELLING:
+        words = [tell(each) for each in found]
+        if len({tuple(each) for each in extras}) < len(extras) and len(set(words)) > 1:
+            extras = [[*extra, word] for extra, word in zip(extras, words, strict=True)]
+    return extras

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lpslim.records import Record
-from reproduce import published
+from lpslim.statistics import Summary
+from reproduce import provenance, published
 from reproduce.claims import ACCURACIES, Claim, Measured, claim, departures
 from reproduce.groups import Group, grouped
 from reproduce.labels import FAMILIES, family, labels
@@ -26,26 +27,27 @@ def paper_lines(table: str, found: Sequence[Record], selection: str) -> list[Lin
     Raises:
         UserError: no such table, or two results of one configuration and seed.
     """
-    rows = published.read(table)
+    rows, doubtful = published.read(table), provenance.disputed(found)
     lines: list[Line] = []
     for row in rows:
         columns = [column for column in COLUMNS if column in row.cells]
         claims = {column: claim(row, column, rows, found, selection) for column in columns}
-        lines += _row_lines(row, claims)
+        lines += _row_lines(row, claims, doubtful)
     return lines
 
 
-def _row_lines(row: Row, claims: dict[str, Claim]) -> Iterator[Line]:
+def _row_lines(row: Row, claims: dict[str, Claim], doubtful: frozenset[str]) -> Iterator[Line]:
     main = claims[accuracy_column(row)]
     if not main.measured:
         reasons: dict[str, Value] = {column: Missing(each.empty) for column, each in claims.items()}
-        yield _line(row, row.cells, reasons, main.command)
+        yield _line(row, row.cells, reasons, main.command, doubtful)
     for i, measured in enumerate(main.measured):
         values = {column: _at(each.measured, i, each.empty) for column, each in claims.items()}
-        yield _line(row, row.cells, values, measured.verdict, measured)
+        yield _line(row, row.cells, values, measured.verdict, doubtful, measured)
     for i, measured in enumerate(main.departing):
         values = {column: _at(each.departing, i, each.empty) for column, each in claims.items()}
-        yield _line(row, {}, values, f"not this row's configuration: {departures(measured.group)}", measured)
+        comment = f"not this row's configuration: {departures(measured.group)}"
+        yield _line(row, {}, values, comment, doubtful, measured)
 
 
 def _at(measured: Sequence[Measured], index: int, reason: str) -> Value:
@@ -62,6 +64,7 @@ def _line(
     printed: dict[str, str],
     values: dict[str, Value],
     comment: str,
+    doubtful: frozenset[str],
     measured: Measured | None = None,
 ) -> Line:
     line: Line = {head: row.place[key] for key, head in HEADS.items() if key in row.place}
@@ -70,13 +73,20 @@ def _line(
         line["Fine-tune"] = epochs if epochs == "NA" else f"{row.place['schedule']} {epochs}"
     if not printed:
         line["Method"] = f"{row.method}, other settings"
+    if measured and _is_outdated(row, measured):
+        line["Method"] = f"{line['Method']} {provenance.OUTDATED}"
     for column, value in values.items():
         line[f"{COLUMNS[column]}, published"] = printed.get(column)
         line[f"{COLUMNS[column]}, measured"] = value
     line["Difference"] = measured.difference if measured else None
-    line["Measured on"] = str(measured.group.first.data["source"]) if measured else None
+    line["Measured on"] = provenance.source(measured.group.first, doubtful) if measured else None
     line["Verdict, or what fills it"] = comment
     return line
+
+
+def _is_outdated(row: Row, measured: Measured) -> bool:
+    stages = ("baseline",) if row.is_dense else None
+    return bool(provenance.outdated(measured.group.first, stages))
 
 
 def measured_blocks(found: Sequence[Record], selection: str) -> dict[str, list[Line]]:
@@ -87,34 +97,40 @@ def measured_blocks(found: Sequence[Record], selection: str) -> dict[str, list[L
     Raises:
         UserError: the records hold two results of one configuration and seed.
     """
+    doubtful = provenance.disputed(found)
     blocks: dict[str, list[Group]] = {}
     for group in grouped(found):
         metric = "" if group.metric == "accuracy" else f" ({group.metric})"
         blocks.setdefault(", ".join(group.pair) + metric, []).append(group)
-    return {title: _block(groups, selection) for title, groups in sorted(blocks.items())}
+    return {title: _block(groups, selection, doubtful) for title, groups in sorted(blocks.items())}
 
 
-def _block(groups: Sequence[Group], selection: str) -> list[Line]:
+def _block(groups: Sequence[Group], selection: str, doubtful: frozenset[str]) -> list[Line]:
     """Return a line per group: what has the ADMM, then rivals, then controls, each by name."""
     named = [
         (FAMILIES.index(family(g.first.config)), n, g) for n, g in zip(labels(groups), groups, strict=True)
     ]
     return [
-        _group_line(name, group, selection) for _, name, group in sorted(named, key=lambda each: each[:2])
+        _group_line(name, group, selection, doubtful)
+        for _, name, group in sorted(named, key=lambda each: each[:2])
     ]
 
 
-def _group_line(name: str, group: Group, selection: str) -> Line:
+def _group_line(name: str, group: Group, selection: str, doubtful: frozenset[str]) -> Line:
+    cells: dict[str, Callable[[], Summary]] = {
+        "Dense (%)": lambda: group.accuracy("baseline", selection),
+        "Pruned, before fine-tuning (%)": lambda: group.accuracy("prune", selection),
+        "Fine-tuned (%)": lambda: group.accuracy("finetune", selection),
+        "Drop from dense (points)": lambda: group.drop(selection),
+        "FLOPs drop (%)": lambda: group.cost("flops_drop"),
+        "Params drop (%)": lambda: group.cost("params_drop"),
+    }
+    reasons = {**dict.fromkeys(cells, "diverged"), "Fine-tuned (%)": group.fate}
     return {
         "Method": name,
-        "Dense (%)": group.accuracy("baseline", selection),
-        "Pruned, before fine-tuning (%)": group.accuracy("prune", selection),
-        "Fine-tuned (%)": group.accuracy("finetune", selection),
-        "Drop from dense (points)": group.drop(selection),
-        "FLOPs drop (%)": group.cost("flops_drop"),
-        "Params drop (%)": group.cost("params_drop"),
+        **{head: cell() if group.records else Missing(reasons[head]) for head, cell in cells.items()},
         "Epochs: dense / sparsify / fine-tune": group.epochs(),
-        "Measured on": str(group.first.data["source"]),
+        "Measured on": provenance.source(group.first, doubtful),
     }
 
 
@@ -125,6 +141,13 @@ def counted(found: Sequence[Record], selection: str) -> list[str]:
         rows = published.read(table)
         ours = [row for row in rows if row.experiment]
         claims = [claim(row, accuracy_column(row), rows, found, selection) for row in ours]
-        done = sum(bool(each.measured) for each in claims)
+        done = sum(_is_measured(each) for each in claims)
         sentences.append(f"{title}: {done} of {len(ours)} rows measured as configured.")
     return sentences
+
+
+def _is_measured(cell: Claim) -> bool:
+    return any(
+        isinstance(each.value, Summary) and not provenance.outdated(each.group.first)
+        for each in cell.measured
+    )

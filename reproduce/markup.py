@@ -99,25 +99,29 @@ def latex(lines: Sequence[Line]) -> str:
 def csv_table(lines: Sequence[Line]) -> str:
     """Return CSV with unrounded numbers; a measured column becomes three: mean, ``sd`` and ``n``.
 
+    Where runs diverged, ``diverged`` follows: how many.
+
     Raises:
         ValueError: there is no line.
     """
     heads = _heads(lines)
     measured = {h for h in heads for line in lines if isinstance(line[h], Summary | Missing)}
-    wide = [name for h in heads for name in ((h, f"{h} sd", f"{h} n") if h in measured else (h,))]
+    partly = {h for h in measured if any(isinstance(v := line[h], Summary) and v.diverged for line in lines)}
+    parts = {h: ["", " sd", " n", *[" diverged"] * (h in partly)] if h in measured else [""] for h in heads}
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(wide)
+    writer.writerow([h + part for h in heads for part in parts[h]])
     for line in lines:
-        writer.writerow([cell for h in heads for cell in _csv_cells(line[h], h in measured)])
+        writer.writerow([cell for h in heads for cell in _csv_cells(line[h], len(parts[h]))])
     return stream.getvalue()
 
 
-def _csv_cells(value: Value, measured: bool) -> list[str]:
+def _csv_cells(value: Value, width: int) -> list[str]:
     if isinstance(value, Summary):
-        return [repr(value.mean), "" if value.sd is None else repr(value.sd), str(value.n)]
+        sd = "" if value.sd is None else repr(value.sd)
+        return [repr(value.mean), sd, str(value.n), str(value.diverged)][:width]
     text = repr(value) if isinstance(value, float) else escape_csv(words(value))
-    return [text, "", ""] if measured else [text]
+    return [text, *[""] * (width - 1)]
 
 
 def _heads(lines: Sequence[Line]) -> list[str]:

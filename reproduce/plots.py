@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ def series(groups: Sequence[Group], names: Sequence[str]) -> list[Series]:
 
 def literal(text: str, width: int = LEGEND_WIDTH) -> str:
     """Return ``text`` wrapped at ``width`` characters, shown as it is: a dollar sign begins no formula."""
-    return textwrap.fill(plain(text), width).replace("$", r"\$")
+    wrapped = textwrap.fill(plain(text), width).replace("$", r"\$")
+    return f" {wrapped}" if wrapped[:1] in ("", "_") else wrapped  # such a name would be in no legend
 
 
 def convergence(group: Group) -> pd.DataFrame:
@@ -89,30 +91,43 @@ def channels(axes: Axes, drawn: Sequence[Series]) -> None:
     """Draw the units that each layer keeps, mean over seeds, before the dense widths in grey.
 
     Layers that a run does not list were protected: it keeps them whole. Where layers are of very different
-    widths, as heads and neurons are, shares are drawn in place of numbers.
+    widths, as heads and neurons are, shares are drawn in place of numbers, kind by kind.
     """
     widest = max((each.group.first.channels for each in drawn), key=len)
     dense = {layer: of for layer, (_, of) in widest.items()}
     as_shares = max(dense.values()) > MOST_UNLIKE * min(dense.values())
+    kinds = by_kind(list(dense)) if as_shares else [list(dense)]
+    layers = [layer for kind in kinds for layer in kind]
     scale = {layer: 100 / of if as_shares else 1.0 for layer, of in dense.items()}
-    heights = [dense[layer] * scale[layer] for layer in dense]
-    axes.bar(range(len(dense)), heights, width=0.9, color="#E4E4E4", label="dense network")
+    heights = [dense[layer] * scale[layer] for layer in layers]
+    axes.bar(range(len(layers)), heights, width=0.9, color="#E4E4E4", label="dense network")
     for i, each in enumerate(drawn):
         records = each.group.records
-        kept = [
-            scale[layer] * np.mean([r.channels.get(layer, (dense[layer],))[0] for r in records])
-            for layer in dense
-        ]
         offset = 0.5 * ((i + 0.5) / len(drawn) - 0.5)  # so that equal values do not hide each other
-        places = [place + offset for place in range(len(dense))]
-        axes.plot(places, kept, color=each.colour, marker=each.marker, ms=4, lw=0.8, label=each.label)
-    every = -(-len(dense) // MOST_TICKS)
-    names = [literal(name) for name in without_common_prefix(list(dense))[::every]]
-    axes.set_xticks(range(0, len(dense), every), names, rotation=60, ha="right")
+        begin = 0
+        for kind in kinds:
+            kept = [scale[layer] * np.mean([r.channels.get(layer, (dense[layer],))[0] for r in records])
+                    for layer in kind]  # fmt: skip
+            places = [begin + place + offset for place in range(len(kind))]
+            label = each.label if begin == 0 else None
+            axes.plot(places, kept, color=each.colour, marker=each.marker, ms=4, lw=0.8, label=label)
+            begin += len(kind)
+    every = -(-len(layers) // MOST_TICKS)
+    names = [literal(name) for name in without_common_prefix(layers)[::every]]
+    axes.set_xticks(range(0, len(layers), every), names, rotation=60, ha="right")
     axes.tick_params(axis="x", labelsize=8)
-    axes.set(xlabel="prunable layer, input to output", xlim=(-0.7, len(dense) - 0.3))
+    order = "input to output" if len(kinds) == 1 else "each kind from input to output"
+    axes.set(xlabel=f"prunable layer, {order}", xlim=(-0.7, len(layers) - 0.3))
     axes.set_ylabel("share kept (%)" if as_shares else "channels")
     axes.set_ylim(bottom=0)
+
+
+def by_kind(layers: Sequence[str]) -> list[list[str]]:
+    """Return the layers in lists of those whose names differ in numbers alone, each in the given order."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        found.setdefault(re.sub(r"\d+", "", layer), []).append(layer)
+    return list(found.values())
 
 
 def without_common_prefix(names: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from lpslim import records, store
 from lpslim.errors import UserError
 from lpslim.evaluation import PROTOCOLS
 from lpslim.records import Record
-from reproduce import markup, published
+from reproduce import markup, provenance, published
 from reproduce.claims import BAND, BANDS
 from reproduce.labels import PROTOCOL
 from reproduce.lines import counted, measured_blocks, paper_lines
@@ -52,19 +52,37 @@ def paper_notes(table: str) -> list[str]:
     ]
 
 
-def documents(found: Sequence[Record], selection: str) -> dict[str, str]:
-    """Return ``{file name: content}`` of every table in every form."""
+def documents(found: Sequence[Record], selection: str, outdated: bool = False) -> dict[str, str]:
+    """Return ``{file name: content}`` of every table in every form.
+
+    ``outdated``: also of records that older code measured, or that were counted by another rule.
+    """
     files: dict[str, str] = {}
-    measured = measured_blocks(found, selection)
+    shown, _ = provenance.sift(found, outdated)
+    measured = measured_blocks(shown, selection)
     for table, title in TITLES.items():
-        lines, remarks = paper_lines(table, found, selection), [*notes(selection), *paper_notes(table)]
+        own = [record for record in found if table in _tables_of(record)]
+        lines, doubts = paper_lines(table, shown, selection), _doubts(own, outdated)
+        remarks = [*notes(selection), *paper_notes(table), *doubts]
         same_roof = {
             f"Measured, same roof: {block}": rows
             for block, rows in measured.items()
             if published.same_roof(block) == table
         }
         files |= _forms(f"table_{table}", title, {"": lines, **same_roof}, remarks)
-    return files | _forms("measured", "Measured", measured, notes(selection))
+    remarks = [*notes(selection), *_doubts(found, outdated)]
+    return files | _forms("measured", "Measured", measured, remarks)
+
+
+def _tables_of(record: Record) -> tuple[str, str]:
+    """Return the published tables that a record may stand in: by its name, and under the same roof."""
+    beside = published.same_roof(f"{record.data['name']}, {record.config['model']['name']}")
+    return record.experiment.partition("/")[0], beside
+
+
+def _doubts(found: Sequence[Record], outdated: bool) -> list[str]:
+    shown, remarks = provenance.sift(found, outdated)
+    return [*remarks, *provenance.disputes(shown)]
 
 
 def _forms(name: str, title: str, blocks: dict[str, list[Line]], remarks: list[str]) -> dict[str, str]:
@@ -113,27 +131,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/, tables/")
     parser.add_argument("--selection", choices=PROTOCOLS, default="last", help="which accuracy to print")
     parser.add_argument("--readme", type=Path, help=f"also renew the text between {BEGIN} and {END}")
+    parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
     options = parser.parse_args(arguments)
     try:
-        render(options.results, options.selection, options.readme)
+        render(options.results, options.selection, options.readme, options.outdated)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     return 0
 
 
-def render(results: Path, selection: str, readme: Path | None = None) -> None:
+def render(results: Path, selection: str, readme: Path | None = None, outdated: bool = False) -> None:
     """Write all tables below ``results``, and the block in ``readme``; print the measured table.
 
     Raises:
         UserError: a record cannot be read, or the readme lacks its markers.
     """
     found = records.read_all(results)
-    files = documents(found, selection)
+    files = documents(found, selection, outdated)
+    shown, _ = provenance.sift(found, outdated)
     for name, content in files.items():
         store.write_text(results / "tables" / name, content)
-    remarks = [*notes(selection), *counted(found, selection)]
-    block = markdown_blocks(measured_blocks(found, selection), remarks)
+    remarks = [*notes(selection), *_doubts(found, outdated), *counted(shown, selection)]
+    block = markdown_blocks(measured_blocks(shown, selection), remarks)
     if readme:
         update_readme(readme, block)
     print(block if found else NOTHING.format(results / "records"))

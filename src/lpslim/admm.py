@@ -9,13 +9,15 @@ fused pass over them after each backward.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lpslim.penalties import Penalty
+from lpslim import blocks
+from lpslim.penalties import Linearised, Penalty
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,20 @@ class ADMM:
         x = W + U;  Z = proximal(x);  U = x - Z, that is V = 2 Z - x.
         """
         size = sum(w.numel() for w in self.weights)
+        views = blocks.views(self.weights, self.Z, self.V)
+        if views and isinstance(self.penalty, Linearised):
+            sums = blocks.update(views, self.penalty, self.lamb / self.rho)
+        else:
+            sums = self._update_whole()
+        return Residuals(
+            primal=math.sqrt(sums.primal),
+            dual=self.rho * math.sqrt(sums.dual),
+            sparsity=sums.zeros / size,
+            capped=sums.capped / size,
+        )
+
+    def _update_whole(self) -> blocks.Sums:
+        """Do it tensor by tensor: on an accelerator, and for penalties that look at all entries together."""
         device = self.weights[0].device
         primal, dual = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         zeros, capped = (torch.zeros((), dtype=torch.long, device=device) for _ in range(2))
@@ -129,12 +145,7 @@ class ADMM:
             zeros += (new == 0).sum()
             z.copy_(new)
             v.neg_().add_(new, alpha=2)
-        return Residuals(
-            primal=primal.sqrt().item(),
-            dual=self.rho * dual.sqrt().item(),
-            sparsity=zeros.item() / size,
-            capped=capped.item() / size,
-        )
+        return blocks.Sums(primal.item(), dual.item(), int(zeros), int(capped))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return Z and V as one flat dictionary; the tensors are not copied."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ class Pruned:
 
     model: ready to be fine-tuned, in the mode and on the device of the original. units: what could
     be removed. kept: layer -> indices of the units that are left. dense, pruned: cost of one input.
-    input_shape: (channels, height, width).
+    input_shape: (channels, height, width). budget: the name and the share that were asked for.
     """
 
     model: nn.Module
@@ -32,6 +33,17 @@ class Pruned:
     dense: Cost
     pruned: Cost
     input_shape: tuple[int, int, int]
+    budget: tuple[str, float]
+
+    @property
+    def reached(self) -> float:
+        """The share that is gone of what the budget counts: multiply-adds, parameters or units."""
+        units = sum(each.size for each in self.units), sum(map(len, self.kept.values()))
+        before, after = {
+            "target_flops": (self.dense.macs, self.pruned.macs),
+            "target_params": (self.dense.params, self.pruned.params),
+        }.get(self.budget[0], units)
+        return 1 - after / before
 
     def __str__(self) -> str:
         all_of, left = sum(each.size for each in self.units), sum(map(len, self.kept.values()))
@@ -41,7 +53,8 @@ class Pruned:
         lines += [
             f"{name}: {a / 1e6:.2f} M -> {b / 1e6:.2f} M (-{100 * (1 - b / a):.2f} %)" for name, a, b in rows
         ]
-        return "\n".join(lines)
+        name, asked = self.budget
+        return "\n".join([*lines, f"{name}={asked:g}: reached {self.reached:.4f}"])
 
 
 def prune(
@@ -70,7 +83,8 @@ def prune(
         batches: images (B, C, H, W) on the model's device, for criteria that look at feature maps.
         floor: the share of its units that every layer keeps.
         protected: layers, modules with all that is in them, or globs, that keep every unit.
-        round_to: the channels that a layer keeps are a multiple of this, or all.
+        round_to: the channels that a layer keeps are a multiple of this, or all; a target within reach is
+            then met as nearly as such widths allow, which :attr:`Pruned.reached` tells.
 
     Raises:
         UserError: not exactly one budget, an unknown name, nothing to prune, or a target out of reach.
@@ -91,7 +105,7 @@ def prune(
     layers = layer_costs(smaller, example)  # first: it refuses in a moment what tracing would take hours for
     units = surgery.discover(smaller, example, protected)
     if not units:
-        raise UserError("no layer can lose channels: all are protected, added, concatenated or outputs")
+        raise UserError("no layer can lose channels: all are protected, added, concatenated, tied or outputs")
     cost = CostModel(layers, units, sum(p.numel() for p in smaller.parameters()))
     scores = [selection.ACROSS[across](s) for s in pooled(units, score(smaller, units, batches))]
     least = selection.floors(units, adjust=floor, floor=floor)
@@ -103,11 +117,14 @@ def prune(
     surgery.prune(smaller, example, kept)
     left = cost([len(kept[each.layer]) for each in units])
     _, channels, height, width = example.shape
-    return Pruned(smaller, tuple(units), kept, cost.dense, left, (channels, height, width))
+    shape = (channels, height, width)
+    return Pruned(smaller, tuple(units), kept, cost.dense, left, shape, (name, share))
 
 
 def save(folder: str | Path, pruned: Pruned) -> None:
     """Write a pruned network: JSON of what is kept, and safetensors. :func:`lpslim.load` reads it.
+
+    A weight that several layers have is written for each; they have it in common again once loaded.
 
     Raises:
         FileExistsError: the folder holds a network already.
@@ -117,4 +134,14 @@ def save(folder: str | Path, pruned: Pruned) -> None:
         raise FileExistsError(f"{folder} holds a network already")
     folder.mkdir(parents=True, exist_ok=True)
     described = Architecture(None, type(pruned.model).__name__, pruned.input_shape, {}, pruned.kept)
-    architecture.save(folder, pruned.model, described)
+    model: Any = pruned.model
+    handle = model.register_state_dict_post_hook(_apart)
+    try:
+        architecture.save(folder, model, described)
+    finally:
+        handle.remove()
+
+
+def _apart(_: nn.Module, state: dict[str, Tensor], *__: object) -> None:
+    # safetensors refuses two names for one memory
+    state.update({name: value.clone() for name, value in state.items()})

@@ -8,20 +8,53 @@ units are left.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from lpslim import lookup, store, surgery
+from lpslim import checkpoints, lookup, store, strict, surgery
 from lpslim.errors import UserError
 from lpslim.splits import example
 from lpslim.units import Units
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "architecture.json", "weights.safetensors"
+LARGEST = 4_000_000  # bytes of a description; BERT-base with all of its neurons has 200,000
+Width = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class Arguments(BaseModel):
+    """What the families of lpslim.models are built with."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    num_classes: Width | None = None
+    in_channels: Width | None = None
+    configuration: dict[str, bool | int | float | str | None] | None = None
+
+
+class Described(BaseModel):
+    """The content of a description: see :class:`Architecture`. An input has 2^24 numbers at most."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: Literal[1]
+    family: str | None
+    name: str
+    input_shape: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=3)]
+    arguments: Arguments
+    kept: dict[str, list[Annotated[int, Field(ge=0, lt=2**31)]]]
+
+
+SHAPE: TypeAdapter[Any] = TypeAdapter(Described)
 
 
 @dataclass(frozen=True)
@@ -47,7 +80,10 @@ class Architecture:
         """
         if self.family is None:
             raise UserError(f"{self.name} is not a network of lpslim: load(folder, model=<the dense one>)")
-        return self.cut(lookup.find("models", self.family).build(self.name, **self.arguments))
+        family = lookup.find("models", self.family)
+        if family.NAMES is not None and self.name not in family.NAMES:
+            raise UserError(f"{self.family}: {self.name!r} is not one of {', '.join(family.NAMES)}")
+        return self.cut(family.build(self.name, **self.arguments))
 
     def units(self, model: nn.Module) -> list[Units]:
         """Return the prunable units of the dense network, as its family has them.
@@ -71,7 +107,8 @@ class Architecture:
         if self.kept and family and hasattr(family, "find_units"):
             family.prune(model, self.kept)
         elif self.kept:
-            surgery.prune(model, example(self.input_shape), self.kept)
+            device = next(model.parameters()).device
+            surgery.prune(model, example(self.input_shape).to(device), self.kept)
         return model
 
 
@@ -80,22 +117,45 @@ def save(folder: Path, model: nn.Module, architecture: Architecture) -> None:
     described: dict[str, Any] = {"format": FORMAT, **asdict(architecture)}
     store.write_json(folder / DESCRIPTION, described)
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    with store.beside(folder / WEIGHTS) as scratch:
+        save_file(tensors, scratch)
 
 
 def describe(folder: Path) -> Architecture:
-    """Read the description alone.
+    """Read the description alone, which may come from anybody.
 
     Raises:
-        UserError: there is none, or it is of another format.
+        UserError: there is none, it is of another format, or a value is not what it must be.
     """
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} holds no {DESCRIPTION}: not a network saved by lpslim")
-    described = store.read_json(folder / DESCRIPTION)
-    if described.pop("format", None) != FORMAT:
-        raise UserError(f"{folder / DESCRIPTION}: the format is not {FORMAT}")
+    what = f"a network of format {FORMAT}"
+    described = strict.read(folder / DESCRIPTION, SHAPE, what, LARGEST)
+    del described["format"]
     described["input_shape"] = tuple(described["input_shape"])
     return Architecture(**described)
+
+
+class _Weightless(TorchFunctionMode):
+    """Networks built inside get no memory for weights, however large: names and shapes alone."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        kind = given.get("dtype") or torch.float32
+        if func in (torch.empty, torch.zeros, torch.ones) and kind.is_floating_point:
+            given["device"] = "meta"
+        return func(*args, **given)
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return what a file of safetensors holds by its header, which is checked against the file's size."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as problem:
+        raise UserError(f"{path}: no readable safetensors ({problem})") from problem
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -103,14 +163,37 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     Needs neither the config nor the training code that made it. A network that lpslim cannot build
     by itself needs ``model``: the dense network, from the same code, with any weights; it is
-    copied.
+    copied. The folder may come from anybody: no code is in it, and memory is taken only for weights
+    that are there and fit the description.
 
     Raises:
-        UserError: the folder holds no network, one of another format, or one that needs ``model``.
-        RuntimeError: weights and description do not fit each other.
+        UserError: the folder holds no network, one of another format, or one that needs ``model``, or
+            weights and description do not fit each other.
     """
     folder = Path(folder)
-    described = describe(folder)
-    cut = described.build() if model is None else described.cut(copy.deepcopy(model).cpu())
-    cut.load_state_dict(load_file(folder / WEIGHTS))
+    described, path = describe(folder), folder / WEIGHTS
+    stored = _stored_shapes(path)
+    try:
+        if model is None:
+            with _Weightless():
+                cut = described.build()
+        else:
+            cut = described.cut(copy.deepcopy(model).cpu())
+    except Exception as problem:  # networks and their tracing stumble over nonsense in many ways
+        reason = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+        raise UserError(f"{folder}: cannot be built: {reason}") from problem
+    own = cut.state_dict()
+    if faults := checkpoints.misfits(stored, own):
+        raise UserError(f"{path}: does not fit {DESCRIPTION}: {'; '.join(faults)}")
+    tensors = load_file(path)
+    if odd := [n for n, value in tensors.items() if value.is_floating_point() != own[n].is_floating_point()]:
+        raise UserError(f"{path}: {odd[0]} is of {tensors[odd[0]].dtype}, not of {own[odd[0]].dtype}")
+    for name, value in tensors.items():
+        own[name] = _owned(value, own[name])  # in place of the dictionary: it knows the modules' versions
+    cut.load_state_dict(own, assign=model is None)  # a given network keeps its tensors, and which are one
     return cut.eval()
+
+
+def _owned(stored: Tensor, like: Tensor) -> Tensor:
+    """Return a copy that no file backs, of the kind of number that the network has."""
+    return stored.to(like.dtype, copy=True).contiguous()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,18 +35,37 @@ def read(path: Path) -> State:
     if not path.is_file():
         raise UserError(f"model.weights={path}: no such file")
     try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except Exception as problem:  # torch's readers raise whatever the bytes lead them to
-        reason = f"{type(problem).__name__}: {str(problem).splitlines()[0][:100]}"
+        reason = _foreign(path) or f"{type(problem).__name__}: {str(problem).partition(chr(10))[0][:100]}"
         raise UserError(
             f"model.weights={path}: not a checkpoint of tensors alone, and nothing in it was executed "
             f"({reason})"
         ) from problem
     return _stripped(_unwrapped(content, path))
+
+
+def _unpickled(path: Path) -> Any:
+    """Read by torch's own unpickler, which knows tensors and containers and calls nothing else."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:  # torch packs nothing: a bomb
+            raise ValueError(f"would unpack to {unpacked} bytes")
+    with torch.serialization.safe_globals([Namespace]):  # a bare container, in which many keep their settings
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _foreign(path: Path) -> str:
+    """Return which kinds of objects made torch refuse a file, and the way out; nothing if it was not that."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # it only reads, but not every file can be read
+        return ""
+    names = ", ".join(sorted(found)[:SHOWN])
+    return (
+        f"it holds {names}: save its state dict alone, on a machine where you trust the file" if found else ""
+    )
 
 
 def _unwrapped(content: Any, path: Path) -> State:
@@ -54,9 +75,11 @@ def _unwrapped(content: Any, path: Path) -> State:
             content = next(inside, content)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"model.weights={path}: holds no tensors by name, nor under {', '.join(WRAPPERS)}")
-    strange = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    strange = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if strange:
         raise UserError(f"model.weights={path}: {strange[0]!r} is no tensor; expected a state dict")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"model.weights={path}: {odd[0]!r} is no name; expected a state dict")
     return dict(content)
 
 
@@ -83,19 +106,34 @@ def load_into(model: nn.Module, state: State, origin: str) -> None:
     """Copy a state dict into ``model``; nothing is copied when it does not fit.
 
     Raises:
-        UserError: the names that are missing or unexpected, and the shapes that differ.
+        UserError: the names that are missing or unexpected, the shapes that differ, or a tensor with
+            values that are no finite numbers.
     """
     own = model.state_dict()
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    faults = [_listed("missing", missing), _listed("unexpected", [n for n in state if n not in own])]
-    faults += [
-        f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the network"
-        for n in own
-        if n in state and state[n].shape != own[n].shape
-    ][:SHOWN]
-    if any(faults):
-        raise UserError(f"model.weights={origin}: does not fit: " + "; ".join(f for f in faults if f))
+    counters = {n: tuple(value.shape) for n, value in own.items() if n.endswith("num_batches_tracked")}
+    if faults := misfits({**counters, **{n: tuple(value.shape) for n, value in state.items()}}, own):
+        raise UserError(f"model.weights={origin}: does not fit: " + "; ".join(faults))
+    if odd := [name for name, value in state.items() if not _numbers(value)]:
+        raise UserError(f"model.weights={origin}: {odd[0]} holds values that are no finite numbers")
     model.load_state_dict({**own, **state})
+
+
+def _numbers(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_meta and bool(value.isfinite().all())
+
+
+def misfits(stored: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor]) -> list[str]:
+    """Return in words which names and shapes of a file are not those of a network's state dict."""
+    faults = [
+        _listed("missing", [n for n in own if n not in stored]),
+        _listed("unexpected", [n for n in stored if n not in own]),
+    ]
+    faults += [
+        f"{n}: {stored[n]} in the file, {tuple(own[n].shape)} in the network"
+        for n in own
+        if n in stored and stored[n] != tuple(own[n].shape)
+    ][:SHOWN]
+    return [fault for fault in faults if fault]
 
 
 def _listed(kind: str, names: list[str]) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,11 +17,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from lpslim.config import Config, check
 from lpslim.errors import RunError, UserError
@@ -46,6 +48,9 @@ GROUPS = (
 CONF = Path("conf")
 SILENT = os.environ.get("RANK", "0") != "0"  # one of several processes, of which the first speaks
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
+NO_CHOICE = "Config group override must be"  # how Hydra's ValueError for model=null begins
+MISTAKES = (UserError, RunError, HydraException, OmegaConfBaseException, YAMLError)
+RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would stand in the record; ${p} may
 
 
 def register(conf: Path) -> None:
@@ -83,6 +88,12 @@ def checked(composed: DictConfig) -> Config:
     extra = [key for key, _ in flat(OmegaConf.to_container(composed)) if key not in known]
     if extra:  # "+key=value" passes Hydra
         raise UserError("\n".join(_unknown(key) for key in extra))
+    if called := [
+        key for key, value in flat(OmegaConf.to_container(composed)) if RESOLVER.search(str(value))
+    ]:
+        raise UserError(
+            "\n".join(f"{key}: a value may not call a resolver (${{name:...}})" for key in called)
+        )
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     check(config)
@@ -109,18 +120,25 @@ def differences(composed: DictConfig) -> dict[str, list[Any]]:
 def explain(problem: Exception, arguments: list[str]) -> str:
     """Return one or a few lines for the user, without Hydra's internals."""
     text = str(problem)
+    if isinstance(problem, OverrideParseException):
+        return f"{problem.override}: cannot be read as key=value; quote what is special: 'key=\"a b\"'"
+    if isinstance(problem, YAMLError):
+        return "a configuration file is no plain YAML: " + " ".join(text.split())
     given = {a.lstrip("+~").split("=")[0]: a for a in arguments if "=" in a}
     if missing := re.search(r"Could not find '([^']+)'", text):
         group = next((g for g in GROUPS if missing[1].startswith(g + "/")), None)
         if group:
             name = missing[1].removeprefix(group + "/")
             return f"{group}={name}: no such choice; one of {', '.join(_choices(group))}"
+    if text.startswith(NO_CHOICE):
+        key = next((key for key, word in given.items() if not key or word.endswith(("=", "=null"))), "")
+        return f"{given[key]}: must be " + (f"one of {', '.join(_choices(key))}" if key else "key=value")
     cause = problem.__cause__ or problem
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         unknown = next((key for key in given if f"'{key}'" in text or key in text), text)
         return _unknown(unknown)
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key in given:
-        return f"{given[cause.full_key]}: {str(cause.msg).splitlines()[0]}"
+    if isinstance(cause, OmegaConfBaseException) and (key := str(cause.full_key).partition("[")[0]) in given:
+        return f"{given[key]}: {str(cause.msg).splitlines()[0]}"
     return text
 
 
@@ -132,28 +150,36 @@ def _unknown(key: str) -> str:
 
 
 def report_mistake(problem: Exception) -> None:
-    """Print a mistake of the user's on the error stream."""
+    """Print a mistake of the user's on the error stream, with ``--debug`` its traceback before it."""
     if SILENT:
         return
+    if Debug.wanted:
+        traceback.print_exception(problem)
     for line in explain(problem, sys.argv[1:]).splitlines():
         print(f"error: {line}", file=sys.stderr)
+
+
+class Debug:
+    """Whether tracebacks are wanted: ``--debug`` on the command line, or HYDRA_FULL_ERROR=1."""
+
+    wanted: ClassVar[bool] = False
 
 
 def guarded(main: Callable[[], object]) -> None:
     """Run ``main``; a mistake of the user's ends with its message and exit code 2.
 
-    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead. ``--dry-run`` is
-    understood as ``dry_run=true``.
+    With ``--debug``, or HYDRA_FULL_ERROR=1 in the environment, the traceback is shown as well.
+    ``--dry-run`` is understood as ``dry_run=true``.
     """
-    sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv]
     if SILENT:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the program ends
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    Debug.wanted = "--debug" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv if word != "--debug"]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours to write
     try:
         main()
-    except (UserError, RunError, HydraException, OmegaConfBaseException) as problem:
-        if wants_traceback:
+    except Exception as problem:
+        if not isinstance(problem, MISTAKES) and not str(problem).startswith(NO_CHOICE):
             raise
         if SweepSummary.jobs:  # Hydra raises one job's mistake once all have ended
             SweepSummary.show()
@@ -206,6 +232,8 @@ class SweepSummary(Callback):
             if isinstance(job_return.return_value, list):
                 self.foreseen.extend(job_return.return_value)
         else:
+            if Debug.wanted:
+                traceback.print_exception(job_return._return_value)
             problem = explain(job_return._return_value, list(job_return.overrides or []))
             self.jobs.append(f"  FAILED  {overrides}: {problem.splitlines()[0]}")
 

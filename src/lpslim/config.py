@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,11 @@ STRUCTURES = ("channels", "weights")
 RETRAINING = ("finetune", "scratch_e", "scratch_b")
 OF_IMAGES = ("bn_scale", "chip", "fpgm", "hrank")  # criteria of filters, their maps and their norms
 NO_ADMM = ("bn_scale", "none")
+PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a name that becomes part of a path; ".." is none
+NAME = re.compile(rf"{PART}(/{PART})*")
+LONGEST_NAME = 200
+NAMED = "parts of letters, digits, '.', '_' and '-' between slashes"
+LARGEST_IMAGE, LONGEST_TEXT, MOST_THREADS = 4096, 65_536, 1024
 
 
 @dataclass
@@ -117,6 +123,11 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
 
 
+def is_name(text: str) -> bool:
+    """Return whether a name may become a path below a folder: it cannot climb out of it."""
+    return len(text) <= LONGEST_NAME and NAME.fullmatch(text) is not None
+
+
 def check(config: Config) -> None:
     """Refuse a configuration that cannot work, before anything else is done.
 
@@ -163,11 +174,21 @@ def _knobs(config: Config) -> Iterator[str]:
         yield _fault("target_params", config.target_params, allowed)
     if config.target_flops is not None and config.target_params is not None:
         yield _fault("target_params", config.target_params, "null when target_flops is given")
-    if config.seed < 0:
-        yield _fault("seed", config.seed, "0 or more")
+    if not 0 <= config.seed < 2**63:
+        yield _fault("seed", config.seed, "0 or more, and below 2^63")
 
 
 def _names(config: Config) -> Iterator[str]:
+    if not is_name(config.name):
+        yield _fault("name", config.name, NAMED)
+    if not is_name(config.dataset.name) or "/" in config.dataset.name:
+        yield _fault("dataset.name", config.dataset.name, "letters, digits, '.', '_' and '-'")
+    for key, place in (("results_dir", config.results_dir), ("work_dir", config.work_dir),
+                       ("dataset.root", config.dataset.root)):  # fmt: skip
+        if not place or "\0" in place:
+            yield _fault(key, place, "a folder")
+    if config.model.weights == "":
+        yield _fault("model.weights", "", "a file, the name of weights, or null")
     yield from _one_of("selection", config.selection, PROTOCOLS)
     yield from _one_of("criterion.name", config.criterion.name, lookup.choices("criteria"))
     yield from _one_of("criterion.weights", config.criterion.weights, SCORED_ON)
@@ -232,14 +253,17 @@ def _rest(config: Config) -> Iterator[str]:
         yield _fault("dataset.val_fraction", config.dataset.val_fraction, "above 0 and below 1")
     if config.dataset.source == "digits" and (config.dataset.image_size % 8 or config.dataset.image_size < 8):
         yield _fault("dataset.image_size", config.dataset.image_size, "a multiple of 8 for the digits")
-    if config.dataset.max_length < 2:
-        yield _fault("dataset.max_length", config.dataset.max_length, "2 tokens or more")
-    if config.dataset.crop_padding < 0:
-        yield _fault("dataset.crop_padding", config.dataset.crop_padding, "0 or more pixels")
+    for key, least, most, unit in (
+        ("image_size", 1, LARGEST_IMAGE, "pixels"), ("max_length", 2, LONGEST_TEXT, "tokens"),
+        ("crop_padding", 0, LARGEST_IMAGE, "pixels"), ("workers", 0, MOST_THREADS, "processes"),
+    ):  # fmt: skip
+        if not least <= getattr(config.dataset, key) <= most:
+            yield _fault(f"dataset.{key}", getattr(config.dataset, key), f"{least} to {most} {unit}")
     yield from _one_of("trainer.device", config.trainer.device, DEVICES)
     yield from _one_of("trainer.precision", config.trainer.precision, PRECISIONS)
-    if config.trainer.threads is not None and config.trainer.threads < 1:
-        yield _fault("trainer.threads", config.trainer.threads, "1 or more, or null for PyTorch's choice")
+    if config.trainer.threads is not None and not 1 <= config.trainer.threads <= MOST_THREADS:
+        allowed = f"1 to {MOST_THREADS}, or null for PyTorch's choice"
+        yield _fault("trainer.threads", config.trainer.threads, allowed)
     minutes = config.trainer.checkpoint_minutes
     if minutes is not None and not 0 <= minutes < math.inf:
         yield _fault("trainer.checkpoint_minutes", minutes, "0 or more, or null for no checkpoints")

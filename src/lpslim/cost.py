@@ -7,7 +7,7 @@ Batch-norm, activations, pooling, biases and additions count nothing in the mult
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -55,18 +55,21 @@ class LayerCost:
 def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
     """Return every convolution, linear layer and norm, measured on one forward pass.
 
+    A layer that is called several times is one entry, at the positions of all calls together.
     example: one input of the network, on its device. The model's mode is kept.
 
     Raises:
         UserError: a convolution or linear layer is not called as such, so that its cost is unknown.
     """
-    found: list[LayerCost] = []
+    found: dict[str, LayerCost] = {}
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, COUNTED):
 
             def record(module: nn.Module, _: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
-                found.append(_describe(name, module, out))
+                each, before = _describe(name, module, out), found.get(name)
+                positions = each.positions + (before.positions if before else 0)
+                found[name] = replace(each, positions=positions)
 
             handles.append(module.register_forward_hook(record))
     try:
@@ -75,11 +78,10 @@ def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
     finally:
         for handle in handles:
             handle.remove()
-    called = {each.name for each in found}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and name not in called:
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in found:
             raise UserError(f"layer {name!r}: is not called by itself: its multiply-adds cannot be counted")
-    return found
+    return list(found.values())
 
 
 def _describe(name: str, module: nn.Module, out: Tensor) -> LayerCost:

@@ -3,8 +3,8 @@
     python -m lpslim.export outputs/runs/<name>/<key>/pruned
 
 Writes ``pruned.onnx`` beside the folder: input "input", images (batch, channels, height, width) or tokens
-(batch, 3, length) as in lpslim.text, output "logits" (batch, classes), any batch size and length. Needs
-``pip install 'lpslim[onnx]'``.
+(batch, 3, length) as in lpslim.text, output "logits" (batch, classes), any batch size and length. A network
+of your own: :func:`to_onnx`. Needs ``pip install 'lpslim[onnx]'``.
 """
 
 from __future__ import annotations
@@ -166,7 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(folder: Path, output: Path) -> Agreement:
-    blank = blank_input(architecture.describe(folder).input_shape)
+    described = architecture.describe(folder)
+    if described.family is None:
+        load = f"lpslim.load({str(folder)!r}, model=<the dense one>)"
+        raise UserError(
+            f"{folder}: {described.name} is a network of your own, and this command cannot build it; from "
+            f"Python: lpslim.export.to_onnx({load}, <an image>, <file>)"
+        )
+    blank = blank_input(described.input_shape)
     model = architecture.load(folder)
     write(model, blank, output)
     agreement = compare(model, blank, output)

@@ -16,7 +16,7 @@ from lpslim.plan import Step
 from lpslim.snapshots import Snapshots
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-BARRED = (errno.EROFS, errno.EACCES, errno.EPERM)
+BARRED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ELOOP)  # the last: a link that is not followed
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 LOCKLESS = (errno.ENOLCK, errno.ENOTSUP)
 REMEDIES = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
+from lpslim import store
 from lpslim.errors import UserError
 
 PARTS = ("images", "labels")
@@ -37,6 +39,8 @@ def list_images(split: Path, below: str = ".") -> Listing:
     Raises:
         UserError: the folder holds no class folder, or a class without an image.
     """
+    if not split.is_dir():
+        raise UserError(f"{split}: no such folder")
     classes = sorted(entry.name for entry in split.iterdir() if entry.is_dir())
     if not classes:
         raise UserError(f"{split} holds no class folders; expected {split}/<class>/<image>")
@@ -47,6 +51,18 @@ def list_images(split: Path, below: str = ".") -> Listing:
             raise UserError(f"{split / name / below} holds no image ({', '.join(IMG_EXTENSIONS)})")
         samples.extend((file, index) for file in files)
     return classes, samples
+
+
+def check_count(count: int, where: Path) -> None:
+    """Refuse a training set from which nothing can be held out for validation.
+
+    Raises:
+        UserError: there are fewer than two samples.
+    """
+    if count < 2:
+        raise UserError(
+            f"{where}: holds {count} sample to train on; two are needed, one of them for validation"
+        )
 
 
 def listing_digest(root: Path, files: Iterable[Path]) -> str:
@@ -73,6 +89,7 @@ def decode(
     """
     if len({tuple(classes) for classes, _ in listed.values()}) > 1:
         raise UserError(f"{root}: the splits {', '.join(listed)} do not hold the same classes")
+    check_count(len(listed["train"][1]), root / "train")
     everything = [file for _, samples in listed.values() for file, _ in samples]
     stored = cache / f"{listing_digest(root, [*everything, *annotations])[:32]}.safetensors"
     if not stored.exists():
@@ -93,19 +110,40 @@ def _decode_into(
         for row, (file, _) in enumerate(tqdm(samples, desc=f"decode {split}", disable=None)):
             data = file.read_bytes()
             contents.update(_named(root, file, data))
-            with Image.open(file) as image:
-                if image.size != (size, size):
-                    raise UserError(f"{file} is {image.size[0]}x{image.size[1]}, not {size}x{size}")
-                images[row] = pil_to_tensor(image.convert("RGB")).permute(1, 2, 0)
+            images[row] = _pixels(file, size)
         tensors[f"{split}.images"] = images
         tensors[f"{split}.labels"] = torch.tensor([label for _, label in samples])
     for file in annotations:
         contents.update(_named(root, file, file.read_bytes()))
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    scratch = stored.with_suffix(f".{os.getpid()}")
-    save_file(tensors, scratch, {"fingerprint": contents.hexdigest()})
-    os.replace(scratch, stored)
+    with store.beside(stored) as scratch:
+        save_file(tensors, scratch, {"fingerprint": contents.hexdigest()})
     log.info("decoded %d images of %s into %s", sum(len(s) for _, s in listed.values()), root, stored)
+
+
+def _pixels(file: Path, size: int) -> Tensor:
+    with opened(file) as image:
+        if image.size != (size, size):  # before a pixel is decoded
+            raise UserError(f"{file} is {image.size[0]}x{image.size[1]}, not {size}x{size}")
+        return pil_to_tensor(image.convert("RGB")).permute(1, 2, 0)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image by Pillow.
+
+    Raises:
+        UserError: Pillow cannot read it, here or in the block, or it is so large that it must be a bomb.
+        FileNotFoundError: it was listed, and is gone.
+    """
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as problem:  # decoders raise whatever the bytes lead them to
+        raise UserError(
+            f"{file}: cannot be read as an image ({type(problem).__name__}: {problem})"
+        ) from problem
 
 
 def _named(root: Path, file: Path, data: bytes) -> bytes:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lpslim.splits import WHOLE, Batch, Parts, Share, hold_out
@@ -51,14 +50,19 @@ class TensorSplit:
         shift = torch.randint(2 * self.crop_padding + 1, (2, count), generator=generator)
         mirror = (torch.rand(count, generator=generator) < 0.5) & self.flip
         order, shift, mirror = order.to(device), shift.to(device), mirror.to(device)
-        edge = self.crop_padding
-        padded = F.pad(self.images, (0, 0, edge, edge, edge, edge)) if edge else self.images
-        size = min(batch_size, count)
+        edge, size = self.crop_padding, min(batch_size, count)
+        height, width, channels = self.images.shape[1:]
         part = share.of(size)
+        own = part.stop - part.start
+        each = torch.arange(own, device=device)
+        # its border stays black; the whole data set with borders would be half as large again
+        padded = self.images.new_zeros(own, height + 2 * edge, width + 2 * edge, channels)
         for start in range(0, count - size + 1, size):
             taken = slice(start + part.start, start + part.stop)
-            pixels = crop_flip(padded, order[taken], shift[:, taken], mirror[taken], self.images.shape[1:3])
-            yield self._normalise(pixels), self.labels[order[taken]]
+            index = order[taken]
+            padded[:, edge : edge + height, edge : edge + width] = self.images.index_select(0, index)
+            pixels = crop_flip(padded, each, shift[:, taken], mirror[taken], (height, width))
+            yield self._normalise(pixels), self.labels[index]
 
     def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield every image of the share once, in order, not augmented; the last batch may be short."""
@@ -68,22 +72,29 @@ class TensorSplit:
             yield self._normalise(self.images[taken]), self.labels[taken]
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        scaled = (pixels.float() - self.mean) / self.std
+        width = pixels.shape[2]
+        rows = pixels.float().flatten(2)  # (B, H, W * C): loops over C alone would be three steps long
+        scaled = rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width)).view(pixels.shape)
         return scaled.permute(0, 3, 1, 2)  # (B, H, W, C) -> channels-last (B, C, H, W)
 
 
 def crop_flip(padded: Tensor, index: Tensor, shift: Tensor, mirror: Tensor, size: Sequence[int]) -> Tensor:
-    """Gather one crop per image, mirrored where asked, in a single indexing operation.
+    """Gather one crop per image, mirrored where asked, in whole rows of pixels.
 
     padded: (N, H + 2e, W + 2e, C). index, mirror: (B,). shift: (2, B), the crop's top
     and left corner. size: (H, W). Returns (B, H, W, C).
     """
     height, width = size
-    rows = shift[0, :, None] + torch.arange(height, device=index.device)  # (B, H)
-    across = torch.arange(width, device=index.device)
-    across = torch.where(mirror[:, None], width - 1 - across, across)  # (B, W)
-    cols = shift[1, :, None] + across
-    return padded[index[:, None, None], rows[:, :, None], cols[:, None, :]]
+    count, (_, tall, wide, channels) = len(index), padded.shape
+    rows = index[:, None] * tall + shift[0, :, None] + torch.arange(height, device=index.device)  # (B, H)
+    starts = (rows * wide + shift[1, :, None]) * channels
+    values = padded.flatten()
+    run = width * channels
+    runs = values.as_strided((len(values) - run + 1, run), (1, 1))  # a row of a crop may start anywhere
+    crops = runs.index_select(0, starts.flatten()).view(count, height, width, channels)
+    mirrored = crops.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)  # torch is fast at this order of axes
+    which = torch.arange(count, device=index.device) + count * mirror
+    return torch.cat((crops, mirrored)).index_select(0, which)
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

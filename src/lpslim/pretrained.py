@@ -7,8 +7,8 @@ local folder, or a repository on the Hugging Face hub. Weights are read from saf
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from huggingface_hub import get_session
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 from transformers import PreTrainedTokenizerFast as FastTokenizer
+from transformers.activations import ACT2FN
 from transformers.utils.hub import cached_file
 
 from lpslim.errors import UserError
@@ -28,14 +29,20 @@ NAME, WEIGHTS_KEY, TOKENIZER = "model.name", "model.weights", "dataset.tokenizer
 FAMILY = ("bert", "roberta", "electra")  # layers of the same make, by transformers' model_type
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WEIGHTS = "model.safetensors"
-BYWORDS = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype",
-           "transformers_version")  # of a configuration: they say nothing of the network  # fmt: skip
 # of a configuration: what must be equal for weights to belong to a network
 SHAPING = (
     "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
     "vocab_size", "max_position_embeddings", "type_vocab_size", "embedding_size", "hidden_act",
 )  # fmt: skip
 PATIENCE = 5  # seconds
+# of a configuration: all that a description may set. Others name code, or kernels to fetch and run
+SETTINGS = (
+    *SHAPING, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "layer_norm_eps",
+    "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "is_decoder",
+    "add_cross_attention", "tie_word_embeddings", "gradient_checkpointing", "position_embedding_type",
+    "summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj",
+)  # fmt: skip
+LARGEST, MOST_LAYERS = 10_000_000, 1000
 Found = TypeVar("Found")
 
 notices: Any = transformers.logging
@@ -69,7 +76,30 @@ def configuration(name: str) -> dict[str, Any]:
         UserError: it cannot be found, or is not of BERT's family.
     """
     settings: dict[str, Any] = _config(name, NAME).to_diff_dict()
-    return {key: value for key, value in settings.items() if key not in BYWORDS}
+    found = {key: value for key, value in settings.items() if key in SETTINGS}
+    check(found)
+    return found
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse the settings of a network that is not of this family, or too large to be one.
+
+    Raises:
+        UserError: a key that is not known here, or a value that it cannot have.
+    """
+    for key, value in settings.items():
+        if key not in SETTINGS:
+            raise UserError(f"configuration.{key}: no such setting; one of {', '.join(SETTINGS)}")
+        most = MOST_LAYERS if key == "num_hidden_layers" else LARGEST
+        if isinstance(value, int | float) and not -1 <= value <= most:
+            raise UserError(f"configuration.{key}={value}: must be at most {most}")
+        if not isinstance(value, None | bool | int | float | str):
+            raise UserError(f"configuration.{key}={value}: must be a number or a word")
+    for key, allowed in (("model_type", FAMILY), ("hidden_act", tuple(ACT2FN))):
+        if settings.get(key, allowed[0]) not in allowed:
+            raise UserError(f"configuration.{key}={settings[key]}: must be one of {', '.join(allowed)}")
+    if "model_type" not in settings:
+        raise UserError(f"configuration.model_type: missing; one of {', '.join(FAMILY)}")
 
 
 def _config(name: str, key: str) -> Any:
@@ -79,7 +109,7 @@ def _config(name: str, key: str) -> Any:
             intermediate_size=128, max_position_embeddings=64, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )  # fmt: skip
-    found = _from(name, key, AutoConfig.from_pretrained)
+    found = _from(name, key, partial(AutoConfig.from_pretrained, trust_remote_code=False))
     if found.model_type not in FAMILY:
         raise UserError(f"{key}={name}: is a {found.model_type} network; must be one of {', '.join(FAMILY)}")
     return found
@@ -92,7 +122,7 @@ def tokenizer(name: str) -> Any:
         UserError: it cannot be found, or has no vocabulary.
     """
     if name != TINY:
-        found = _from(name, TOKENIZER, AutoTokenizer.from_pretrained)
+        found = _from(name, TOKENIZER, partial(AutoTokenizer.from_pretrained, trust_remote_code=False))
         if len(found) <= len(found.all_special_ids):  # what transformers makes where there are no files
             raise UserError(f"{TOKENIZER}={name}: no vocabulary (tokenizer.json, vocab.txt) there")
         return found
@@ -146,7 +176,8 @@ def encoder(weights: str, config: Any) -> Any:
     def load(place: str) -> Any:
         return AutoModelForSequenceClassification.from_pretrained(
             place, config=config, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, **chosen,  # a head for another number of classes: ours is new
+            trust_remote_code=False, ignore_mismatched_sizes=True,  # a head for another number of classes
+            **chosen,
         )  # fmt: skip
 
     model, report = _from(weights, WEIGHTS_KEY, load)
@@ -181,7 +212,7 @@ def _from(name: str, key: str, load: Callable[[str], Found]) -> Found:
         hub_answers()
     try:
         return load(place)
-    except (OSError, ValueError) as problem:  # no network, no such repository, no such file
+    except Exception as problem:  # no network, no such file, and whatever broken files lead parsers to
         reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
         raise UserError(
             f"{key}={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder "

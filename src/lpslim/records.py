@@ -1,25 +1,31 @@
 """Records: one small JSON per finished run, all that a table or figure needs.
 
 A record is written once, to ``<results>/records/<experiment>/<key>.json``. Everything that
-``reproduce/`` prints as measured comes from here.
+``reproduce/`` prints as measured comes from here. ``python -m lpslim.records verify`` checks them.
 """
 
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lpslim import store
+from lpslim import schema, store, strict
+from lpslim.config import NAMED, Config, is_name
 from lpslim.errors import UserError
 
-SCHEMA = 1
+SCHEMA = schema.VERSION
+KEY = re.compile("[0-9a-f]{16}")
+LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
 # Where and how a run is done, not what it measures
 PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
           "dataset.download", "dataset.workers", "trainer.device", "trainer.threads",
@@ -30,7 +36,6 @@ LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "fin
          "dataset.max_length": 128, "dataset.tokenizer": "", "trainer.checkpoint_minutes": 10.0,
          **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
             for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
-AFTERWARDS = ("versions", "weights", "diverged")  # fields that the first records lack
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
 
@@ -88,8 +93,13 @@ def write(results: Path, record: Record) -> Path:
 
     Raises:
         FileExistsError: there is one already; records are never changed.
+        UserError: its folder is a link to elsewhere.
+        UserError: experiment or key cannot be part of a path.
     """
+    if not is_name(record.experiment) or not KEY.fullmatch(record.key):
+        raise UserError(f"name={record.experiment}: must be {NAMED}, and the key {record.key!r} hexadecimal")
     path = path_of(results, record.experiment, record.key)
+    store.make_folder(path.parent, results)
     if path.exists():
         raise FileExistsError(f"{path} exists; records are never changed")
     store.write_json(path, asdict(record))
@@ -97,20 +107,23 @@ def write(results: Path, record: Record) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read one record.
+    """Read one record, which may come from anybody: every value is checked.
 
     Raises:
-        UserError: not JSON, another schema, or a field is missing or unknown.
+        UserError: ``<path>: not a record of schema 1: <where and why>``.
     """
-    try:
-        content = store.read_json(path)
-    except ValueError as problem:
-        raise UserError(f"{path}: not a JSON record ({problem})") from problem
-    known = {each.name for each in fields(Record)}
-    whole = isinstance(content, dict) and known - set(AFTERWARDS) <= set(content) <= known
-    if not whole or content.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not a record of schema {SCHEMA}")
+    what = f"a record of schema {SCHEMA}"
+    content = strict.read(path, schema.SHAPE, what, LARGEST)
+    lacking = sorted(_always() - {key for key, _ in flat(content["config"])})
+    if problem := f"config.{lacking[0]}: missing" if lacking else schema.fault(content):
+        raise UserError(f"{path}: not {what}: {problem}")
     return Record(**content)
+
+
+@cache
+def _always() -> frozenset[str]:
+    """Return the settings that every record has."""
+    return frozenset(key for key, _ in flat(asdict(Config()))) - LATER.keys()
 
 
 def read_all(results: Path) -> list[Record]:
@@ -133,7 +146,10 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row per run: its identity, settings, drops and accuracies (flat columns)."""
+    """Return one row per run: its identity, settings, drops and accuracies (flat columns).
+
+    ``diverged`` is the stage at which a run did, empty for all others; what such a run lacks is NaN.
+    """
     return pd.DataFrame([_row(each) for each in records])
 
 
@@ -151,12 +167,13 @@ def _row(record: Record) -> dict[str, Any]:
         "criterion": config["criterion"]["name"],
         **{key: settings(config)[key] for key in ("structure", "retrain")},
         **{knob: config[knob] for knob in ("p", "M", "rho", "lamb", "ratio", "target_flops")},
-        "flops_drop": record.cost["flops_drop"],
-        "params_drop": record.cost["params_drop"],
-        "pruned_accuracy": record.accuracy["prune"]["last"],
+        "diverged": record.diverged.get("stage", ""),
+        "flops_drop": record.cost.get("flops_drop"),
+        "params_drop": record.cost.get("params_drop"),
+        "pruned_accuracy": record.accuracy.get("prune", {}).get("last"),
     }
     for stage in ("baseline", "finetune"):
-        for protocol, value in record.accuracy[stage].items():
+        for protocol, value in record.accuracy.get(stage, {}).items():
             row[f"{stage}_{protocol}"] = value
     return row
 
@@ -181,3 +198,9 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None  # installed from a package: there is no repository to name
     return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    from lpslim import verify  # it reads records: this module, when imported, must not need it
+
+    sys.exit(verify.main())

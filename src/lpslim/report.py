@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,12 @@ def fill_folder(folder: Path, record: Record, pruned: Path) -> None:
     store.write_json(folder / "record.json", vars(record))
     if record.convergence:
         store.write_text(folder / "convergence.csv", pd.DataFrame(record.convergence).to_csv(index=False))
-    network = folder / "pruned"
-    network.mkdir(exist_ok=True)
+    network = store.make_folder(folder / "pruned", folder)
+    store.refuse_links(network)  # a tokenizer may follow, written by another library
     for file in pruned.iterdir():
         if file.name != store.MANIFEST:
-            store.copy_file(file, network / file.name)
+            with store.beside(network / file.name) as scratch:
+                shutil.copyfile(file, scratch)
 
 
 def summary(record: Record, selection: str) -> str:

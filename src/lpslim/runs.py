@@ -87,7 +87,8 @@ def _prepare(config: Config, folder: Path) -> None:
     """Make the run's folder, and put the configuration into it."""
     for place in ("results_dir", "work_dir"):
         store.check_writable(Path(getattr(config, place)), place)
-    folder.mkdir(parents=True, exist_ok=True)
+    store.make_folder(folder, Path(config.work_dir))
+    store.refuse_links(folder)
     store.write_json(folder / "config.json", asdict(config))
 
 

@@ -72,7 +72,7 @@ class Ranking:
             if len(gone[layer]) < self.sizes[layer] - self.least[layer]:
                 gone[layer].append(index)
         left = (
-            min(size, math.ceil((size - len(each)) / step) * step)
+            _rounded(size - len(each), size, step)
             for each, size, step in zip(gone, self.sizes, self.steps, strict=True)
         )
         return [set(each[: size - n]) for each, size, n in zip(gone, self.sizes, left, strict=True)]
@@ -98,6 +98,16 @@ def strongest(units: Sequence[Units], scores: Sequence[Tensor], widths: Sequence
     }
 
 
+def fewest(units: Sequence[Units], least: Sequence[int], round_to: int) -> list[int]:
+    """Return how many units each layer keeps at least: ``least``, or up to ``round_to``'s next multiple."""
+    steps = _steps(units, round_to)
+    return [_rounded(n, each.size, step) for n, each, step in zip(least, units, steps, strict=True)]
+
+
+def _rounded(count: int, size: int, step: int) -> int:
+    return min(size, math.ceil(count / step) * step)
+
+
 def _steps(units: Sequence[Units], round_to: int) -> list[int]:
     widths = [each.groups * each.span for each in units]
     return [math.lcm(round_to, width) // width for width in widths]
@@ -121,16 +131,18 @@ def by_target(
     target: float,
     drop: Drop,
     round_to: int = 1,
+    tolerance: float = TOLERANCE,
 ) -> Kept:
     """Find the threshold whose drop, a share of the dense cost, is nearest to ``target``.
 
     ``drop(counts)`` gives the share removed with so many units left per layer. One channel of a
     narrow network can weigh more than the tolerance: then the units next in order that still
     fit below the target fill the gap. Where layers keep multiples of ``round_to`` channels, the steps
-    are coarse, and the nearest drop that they allow is taken however far it is.
+    are coarse, and the nearest drop that a threshold gives is taken however far it is.
 
     Raises:
-        UserError: no threshold comes within 0.3 points; the message gives the reachable range.
+        UserError: the target lies beyond what can be removed at all, or, but for ``round_to``, nothing
+            comes within the tolerance; the message gives the range, and the nearest on either side.
     """
     ranking = Ranking(scores, least, _steps(units, round_to))
 
@@ -138,31 +150,36 @@ def by_target(
         return drop(ranking.counts(ranking.remove(lowest)))
 
     low, high = 0, len(ranking.order)  # the drop grows with the number removed
-    reachable = dropped(high)
+    steps = f" and round_to={round_to}" if round_to > 1 else ""
+    miss = f"target {100 * target:.2f} %: cannot be met within {100 * tolerance:.2g} points; "
+    span = f"with these floors{steps} {100 * dropped(0):.2f} to {100 * dropped(high):.2f} % can be removed"
+    if target > dropped(high) + tolerance:
+        raise UserError(miss + span)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if dropped(middle) <= target else (low, middle)
     nearest = min((low, high), key=lambda lowest: abs(dropped(lowest) - target))
-    gone = ranking.remove(nearest)
-    if round_to > 1:
-        return ranking.kept(units, gone)
-    if abs(dropped(nearest) - target) > TOLERANCE:
-        gone = _fill(ranking, low, target, drop)
-    if abs(drop(ranking.counts(gone)) - target) > TOLERANCE:
-        raise UserError(
-            f"target {100 * target:.2f} %: cannot be met within 0.3 points; with these floors "
-            f"{100 * dropped(0):.2f} to {100 * reachable:.2f} % can be removed"
-        )
+    if round_to > 1 or abs(dropped(nearest) - target) <= tolerance:
+        return ranking.kept(units, ranking.remove(nearest))
+    gone, above = _fill(ranking, low, target, drop, tolerance)
+    below = drop(ranking.counts(gone))
+    if abs(below - target) > tolerance:
+        raise UserError(f"{miss}the nearest are {100 * below:.2f} and {100 * above:.2f} %; {span}")
     return ranking.kept(units, gone)
 
 
-def _fill(ranking: Ranking, lowest: int, target: float, drop: Drop) -> list[set[int]]:
-    gone = ranking.remove(lowest)
+def _fill(
+    ranking: Ranking, lowest: int, target: float, drop: Drop, tolerance: float
+) -> tuple[list[set[int]], float]:
+    """Return which units go, and the lowest drop beyond the target that came up on the way."""
+    gone, above = ranking.remove(lowest), math.inf
     for layer, index in ranking.order[lowest:]:
-        if target - drop(ranking.counts(gone)) <= TOLERANCE:
+        if target - drop(ranking.counts(gone)) <= tolerance:
             break
         if len(gone[layer]) < ranking.sizes[layer] - ranking.least[layer]:
             gone[layer].add(index)
-            if drop(ranking.counts(gone)) > target + TOLERANCE:
+            reached = drop(ranking.counts(gone))
+            if reached > target + tolerance:
                 gone[layer].remove(index)
-    return gone
+                above = min(above, reached)
+    return gone, above

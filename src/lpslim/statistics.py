@@ -16,18 +16,22 @@ Verdict = Literal["within", "below", "above"]
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and sample standard deviation (n - 1; None for a single value) of n values, in their unit."""
+    """Mean and sample standard deviation (n - 1; None for a single value) of n values, in their unit.
+
+    diverged: how many more runs there were, whose loss became no number, and which gave no value.
+    """
 
     mean: float
     sd: float | None
     n: int
+    diverged: int = 0
 
     def text(self, digits: int = 2) -> str:
-        """Return ``93.41 ± 0.12 (n=3)``, or ``93.41 (n=1)`` below n = 3."""
+        """Return ``93.41 ± 0.12 (n=3)``, or ``93.41 (n=1) (+2 diverged)`` below n = 3."""
         number = f"{self.mean:.{digits}f}"
         if self.sd is not None and self.n >= SPREAD_FROM:
             number += f" ± {self.sd:.{digits}f}"
-        return f"{number} (n={self.n})"
+        return f"{number} (n={self.n})" + (f" (+{self.diverged} diverged)" if self.diverged else "")
 
 
 def summary(values: Sequence[float]) -> Summary:

@@ -32,16 +32,17 @@ log = logging.getLogger(__name__)
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs; wait for another holder, and say for whom."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as handle:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(handle, "r+") as holder:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            handle.seek(0)
-            log.info("%s: waiting for %s", path.stem, handle.read().strip() or "another process")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        handle.flush()
+            log.info("%s: waiting for %s", path.stem, holder.read().strip() or "another process")
+            fcntl.flock(holder, fcntl.LOCK_EX)
+        holder.seek(0)
+        holder.truncate()
+        holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        holder.flush()
         yield
 
 
@@ -130,30 +131,34 @@ def check_writable(folder: Path, key: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path`` and rename it into place."""
+    """Write ``text`` as UTF-8 beside ``path`` and rename it into place."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` beside ``path`` and rename it into place."""
+    with beside(path) as scratch, open(scratch, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Yield an empty file that takes the place of ``path`` when the block ends well, or vanishes.
+
+    A link at ``path`` is replaced, never followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}-", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
     try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield scratch
         os.chmod(scratch, 0o644)
         os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
-def copy_file(source: Path, path: Path) -> None:
-    """Copy a file beside ``path`` and rename it into place: a link there is replaced, not followed."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        shutil.copyfile(source, scratch)
-        os.replace(scratch, path)
-    except BaseException:
+    finally:
         scratch.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -164,3 +169,29 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON file."""
     return json.loads(path.read_text())
+
+
+def make_folder(path: Path, root: Path) -> Path:
+    """Make the folder ``path`` below ``root``, or find it, and return it.
+
+    Raises:
+        UserError: it is not below, or a part of it below ``root`` is a link: what is written there
+            would land elsewhere.
+    """
+    below = path.relative_to(root).parts if path.is_relative_to(root) else ("..",)
+    parts = [root.joinpath(*below[: i + 1]) for i in range(len(below))]
+    linked = [part for part in parts if part.is_symlink()]
+    if ".." in below or linked:
+        raise UserError(f"{(linked or [path])[0]}: not a folder below {root}; a link is not followed")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse to write into a folder that holds links: an appended log would land elsewhere.
+
+    Raises:
+        UserError: it holds a link.
+    """
+    if links := [entry for entry in folder.iterdir() if entry.is_symlink()]:
+        raise UserError(f"{links[0]}: is a link; nothing is written through it")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ def find_units(model: nn.Module, example: Tensor, prunables: Sequence[Prunable])
     example: (1, C, H, W), of the shape that the network is used with.
 
     Raises:
-        UserError: a layer is unknown, two prunable layers share their channels, or its channels are
-            grouped in more than one way.
+        UserError: a layer is unknown, two prunable layers share their channels, its channels are
+            grouped in more than one way, or it touches layers that have one weight.
     """
     return _units(_graph(model, example), model, prunables)
 
@@ -45,6 +46,8 @@ def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -
     These are the convolutions and linear layers whose outputs are consumed, are neither added to nor
     concatenated with others (so streams keep their width), and are not the network's own outputs. A
     product with a gate, as in squeeze-and-excitation, is no obstacle: the gate loses the channel too.
+    Nor is a layer that is called several times; but one whose weight another layer has as well, and
+    what feeds it, keep their width.
 
     Args:
         model: any network that Torch-Pruning can trace.
@@ -57,7 +60,7 @@ def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -
     modules = dict(model.named_modules())
     if unknown := [each for each in protected if not any(is_protected(name, [each]) for name in modules)]:
         raise UserError(f"protected: the network has no {unknown[0]!r}")
-    graph = _graph(model, example)
+    graph, tied = _graph(model, example), _tied(model)
     found: list[Units] = []
     owned: set[str] = set()
     for name, module in modules.items():
@@ -72,7 +75,8 @@ def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -
         each = _described(graph, modules, name, parts, sensitive=False)
         touched = (name, *each.producers)
         owned.update(touched)
-        if each.consumers and not any(is_protected(layer, protected) for layer in touched):
+        bound = any(is_protected(layer, protected) for layer in touched)
+        if each.consumers and not bound and not tied.keys() & {*touched, *each.consumers}:
             found.append(each)
     return found
 
@@ -91,15 +95,16 @@ def prune(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) 
     for each in units:
         each.check(kept[each.layer])
     modules = dict(model.named_modules())
-    for each in units:
-        gone = sorted(set(range(each.size)) - set(kept[each.layer]))
-        if gone:
-            channels = [group * each.size + unit for group in range(each.groups) for unit in gone]
-            _group(graph, _layer(modules, each.layer), channels).prune()
+    with _all_trainable(model):  # what replaces a frozen parameter is frozen again
+        for each in units:
+            gone = sorted(set(range(each.size)) - set(kept[each.layer]))
+            if gone:
+                channels = [group * each.size + unit for group in range(each.groups) for unit in gone]
+                _group(graph, _layer(modules, each.layer), channels).prune()
 
 
 def _units(graph: Any, model: nn.Module, prunables: Sequence[Prunable]) -> list[Units]:
-    modules = dict(model.named_modules())
+    modules, tied = dict(model.named_modules()), _tied(model)
     found: list[Units] = []
     owner: dict[str, str] = {}
     for wanted in prunables:
@@ -112,6 +117,10 @@ def _units(graph: Any, model: nn.Module, prunables: Sequence[Prunable]) -> list[
         for name in each.producers:
             if owner.setdefault(name, each.layer) != each.layer:
                 raise UserError(f"layers {owner[name]!r} and {each.layer!r} share their channels")
+        if bound := next((tied[name] for name in (*each.producers, *each.consumers) if name in tied), ()):
+            raise UserError(
+                f"layer {each.layer!r}: {' and '.join(map(repr, bound))} have one weight: its channels stay"
+            )
         found.append(each)
     return found
 
@@ -150,6 +159,15 @@ def _stands_alone(graph: Any, layer: nn.Conv2d | nn.Linear, parts: Sequence[Any]
     return True
 
 
+def _tied(model: nn.Module) -> dict[str, list[str]]:
+    """Return the modules that have a parameter in common with others, each with all that have it."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in set(module.parameters(recurse=False)):
+            owners.setdefault(parameter, []).append(name)
+    return {name: names for names in owners.values() if len(names) > 1 for name in names}
+
+
 def _is_depthwise(conv: nn.Conv2d) -> bool:
     return conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels
 
@@ -161,8 +179,22 @@ def _layer(modules: Mapping[str, nn.Module], name: str) -> nn.Conv2d | nn.Linear
     return found
 
 
+@contextmanager
+def _all_trainable(model: nn.Module) -> Iterator[None]:
+    """Unfreeze every parameter; afterwards each name has its own flag again, on whatever it then names."""
+    flags = {name: each.requires_grad for name, each in model.named_parameters(remove_duplicate=False)}
+    try:
+        for each in model.parameters():
+            each.requires_grad_(each.is_floating_point() or each.is_complex())
+        yield
+    finally:
+        for name, each in model.named_parameters(remove_duplicate=False):
+            each.requires_grad_(flags[name])
+
+
 def _graph(model: nn.Module, example: Tensor) -> Any:
-    with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+    # the trace follows gradients: it would not see what is frozen
+    with evaluating(model), _all_trainable(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # scales of residual streams: untouched
         try:
             return tp.DependencyGraph().build_dependency(model, example_inputs=example)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -16,6 +17,21 @@ from lpslim.plan import architecture_of
 from lpslim.slimming import scales
 from lpslim.splits import Data, example
 from lpslim.units import Units, is_protected, regularised_weights
+
+log = logging.getLogger(__name__)
+
+COUNT_TOLERANCE = 300_000  # parameters, where it is a number of them that is asked for, in millions
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked for: key and value as given, the share to remove, how that is counted, how near."""
+
+    key: str
+    given: float
+    share: float
+    drop: selection.Drop
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -42,16 +58,19 @@ class Survey:
         cost = CostModel(self.cost.layers, units, self.cost.dense.params)
         return Survey(units, cost, [self.least[i] for i in free])
 
-    def targets(self, config: Config) -> Iterator[tuple[str, float, selection.Drop]]:
-        """Yield the target that is set, if any: its key, the share to remove, and how that is counted.
+    def target(self, config: Config) -> Target | None:
+        """Return the target that is set, if any.
 
         Raises:
             UserError: more parameters are to be left than there are.
         """
-        if config.target_flops is not None:
-            yield "target_flops", config.target_flops, self.cost.flops_drop
-        if (left := config.target_params) is not None:
-            yield "target_params", share(left, self.cost.dense.params), self.cost.params_drop
+        if (removed := config.target_flops) is not None:
+            return Target("target_flops", removed, removed, self.cost.flops_drop, selection.TOLERANCE)
+        if (given := config.target_params) is not None:
+            dense = self.cost.dense.params
+            near = selection.TOLERANCE if given < 1 else min(selection.TOLERANCE, COUNT_TOLERANCE / dense)
+            return Target("target_params", given, share(given, dense), self.cost.params_drop, near)
+        return None
 
     def kept(self, config: Config, scores: list[Tensor]) -> selection.Kept:
         """Return the units that stay under the configured budget.
@@ -59,9 +78,18 @@ class Survey:
         Raises:
             UserError: the target cannot be met.
         """
-        for _, target, drop in self.targets(config):
-            return selection.by_target(self.units, scores, self.least, target, drop, config.round_to)
-        return selection.by_ratio(self.units, scores, self.least, config.ratio, config.round_to)
+        target, step = self.target(config), config.round_to
+        if target is None:
+            return selection.by_ratio(self.units, scores, self.least, config.ratio, step)
+        kept = selection.by_target(
+            self.units, scores, self.least, target.share, target.drop, step, target.tolerance
+        )
+        reached = target.drop([len(kept[each.layer]) for each in self.units])
+        if abs(reached - target.share) > target.tolerance:
+            given = f"{target.key}={target.given:g}"
+            found = f"{reached:.4f}" if target.given < 1 else round((1 - reached) * self.cost.dense.params)
+            log.warning("%s: the nearest with round_to=%d is %s", given, step, found)
+        return kept
 
 
 def survey(config: Config, model: nn.Module, data: Data) -> Survey:
@@ -99,17 +127,22 @@ def check_target(config: Config, data: Data) -> None:
             criterion.check(model, found.units)
     if config.regularizer.penalty == "bn_scale" and not scales(model):
         raise UserError(f"regularizer.penalty=bn_scale: {config.model.name} has no batch-norm with a scale")
-    for key, target, drop in found.targets(config):
-        most = drop(found.least)
-        if target > most + selection.TOLERANCE:
-            given = getattr(config, key)
-            fewest = math.ceil((1 - most) * found.cost.dense.params)
-            limit = f"at most {most:.4f}" if given < 1 else f"at least {fewest}"
-            raise UserError(
-                f"{key}={given:g}: must be {limit}: with these floors "
-                f"(adjust={config.adjust}, model.floor={config.model.floor}, one channel a layer) "
-                "no more can be removed"
-            )
+    if target := found.target(config):
+        _check_reach(config, found, target)
+
+
+def _check_reach(config: Config, found: Survey, target: Target) -> None:
+    most = target.drop(selection.fewest(found.units, found.least, config.round_to))
+    if target.share <= most + target.tolerance:
+        return
+    left = math.ceil((1 - most) * found.cost.dense.params)
+    limit = f"at most {most:.4f}" if target.given < 1 else f"at least {left}"
+    steps = f", round_to={config.round_to}" if config.round_to > 1 else ""
+    raise UserError(
+        f"{target.key}={target.given:g}: must be {limit}: with these floors "
+        f"(adjust={config.adjust}, model.floor={config.model.floor}, one channel a layer{steps}) "
+        "no more can be removed"
+    )
 
 
 def _check_weights(config: Config, model: nn.Module, dense: int) -> None:

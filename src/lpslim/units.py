@@ -48,7 +48,7 @@ class Units:
         Raises:
             UserError: not sorted, not distinct, none, or beyond the last.
         """
-        if not chosen or list(chosen) != sorted(set(chosen) & set(range(self.size))):
+        if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < self.size:
             raise UserError(
                 f"layer {self.layer!r}: kept units must be sorted, distinct, in 0..{self.size - 1}, not none"
             )

@@ -10,8 +10,12 @@ from omegaconf.errors import OmegaConfBaseException
 from lpslim.cli import checked, explain
 from lpslim.errors import UserError
 from lpslim.plan import plan
-from tests.composing import ROOT, composed
+from tests.composing import CONF, ROOT, composed
 
+NAMED = "must be parts of letters, digits, '.', '_' and '-' between slashes"
+EXPERIMENTS = ", ".join(
+    sorted(str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.rglob("experiment/*/*.yaml"))
+)
 CRITERIA = "bn_scale, chip, fpgm, hrank, magnitude, random"
 BAD = {
     "p=0.5": "p=0.5: must be 1 or more (the penalty is |z|^(1/p)), or 0 for L0",
@@ -27,7 +31,7 @@ BAD = {
     "target_flops=60.6": "target_flops=60.6: must be the share to remove, above 0 and below 1, or null",
     "target_params=0": "target_params=0.0: must be the share to remove, above 0 and below 1, or how many to "
     "leave (67e6), or null",
-    "seed=-1": "seed=-1: must be 0 or more",
+    "seed=-1": "seed=-1: must be 0 or more, and below 2^63",
     "seed=1.5": "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer",
     "selection=best": "selection=best: must be one of last, val, paper",
     "epoch_scale=0": "epoch_scale=0.0: must be a positive number",
@@ -46,7 +50,7 @@ BAD = {
     "dataset.source=os": "dataset.source=os: must be one of cifar, digits, glue, grammar, imagefolder, "
     "tiny_imagenet",
     "dataset.val_fraction=0": "dataset.val_fraction=0.0: must be above 0 and below 1",
-    "dataset.crop_padding=-1": "dataset.crop_padding=-1: must be 0 or more pixels",
+    "dataset.crop_padding=-1": "dataset.crop_padding=-1: must be 0 to 4096 pixels",
     "dataset.image_size=9": "dataset.image_size=9: must be a multiple of 8 for the digits",
     "regularizer.penalty=scad": "regularizer.penalty=scad: must be one of lp, bn_scale, none",
     "regularizer.form=cubed": "regularizer.form=cubed: must be one of squared, norm",
@@ -75,7 +79,7 @@ BAD = {
     "encoder whose tokens the texts become",
     "structure=weights protected=[layer1]": "protected=['layer1']: must be [] with structure=weights",
     "retrain=scratch_e model.weights=x.pt baseline.epochs=0": "baseline.epochs=0: must be 1 or more",
-    "dataset.max_length=1": "dataset.max_length=1: must be 2 tokens or more",
+    "dataset.max_length=1": "dataset.max_length=1: must be 2 to 65536 tokens",
     "finetune.batch_size=0": "finetune.batch_size=0: must be 1 or more",
     "finetune.momentum=1": "finetune.momentum=1.0: must be at least 0 and below 1",
     "finetune.weight_decay=-1": "finetune.weight_decay=-1.0: must be 0 or more",
@@ -84,14 +88,59 @@ BAD = {
     "between 0 and 1, in order",
     "trainer.device=tpu": "trainer.device=tpu: must be one of auto, cpu, cuda",
     "trainer.precision=int4": "trainer.precision=int4: must be one of no, bf16, fp16",
-    "trainer.threads=0": "trainer.threads=0: must be 1 or more, or null for PyTorch's choice",
+    "trainer.threads=0": "trainer.threads=0: must be 1 to 1024, or null for PyTorch's choice",
+    "name=../../x": f"name=../../x: {NAMED}",
+    "name=/tmp/x": f"name=/tmp/x: {NAMED}",
+    "name=": f"name=: {NAMED}",
+    "name=a/../b": f"name=a/../b: {NAMED}",
+    "name=.hidden": f"name=.hidden: {NAMED}",
+    "name=null": "name=null: field 'name' is not Optional",
+    "name=${oc.env:HOME}": "name: a value may not call a resolver (${name:...})",
+    "results_dir=${oc.env:NO_SUCH_VARIABLE}": "results_dir: a value may not call a resolver (${name:...})",
+    "protected=[${oc.env:HOME}]": "protected: a value may not call a resolver (${name:...})",
+    "name=x-${oc.env:HOME}": "name: a value may not call a resolver (${name:...})",
+    "p=${nothing}": "p=${nothing}: Interpolation key 'nothing' not found",
+    "p=${rho}": "p=0.0015: must be 1 or more (the penalty is |z|^(1/p)), or 0 for L0",
+    "dataset.name=../x": "dataset.name=../x: must be letters, digits, '.', '_' and '-'",
+    "dataset.root=": "dataset.root=: must be a folder",
+    "work_dir=": "work_dir=: must be a folder",
+    "results_dir=": "results_dir=: must be a folder",
+    "model.weights=": "model.weights=: must be a file, the name of weights, or null",
+    "seed=9223372036854775808": "seed=9223372036854775808: must be 0 or more, and below 2^63",
+    "dataset.image_size=0": "dataset.image_size=0: must be a multiple of 8 for the digits\n"
+    "dataset.image_size=0: must be 1 to 4096 pixels",
+    "dataset=cifar10 dataset.image_size=-3": "dataset.image_size=-3: must be 1 to 4096 pixels",
+    "dataset=imagenet dataset.image_size=1000000": "dataset.image_size=1000000: must be 1 to 4096 pixels",
+    "dataset.workers=-1": "dataset.workers=-1: must be 0 to 1024 processes",
+    "dataset.max_length=100000000": "dataset.max_length=100000000: must be 2 to 65536 tokens",
+    "trainer.threads=100000": "trainer.threads=100000: must be 1 to 1024, or null for PyTorch's choice",
+    "protected=layer1": "protected=layer1: Invalid value assigned: str is not a ListConfig, list or tuple.",
+    "protected=[1,null]": "protected=[1,null]: Invalid type assigned: NoneType is not a subclass of str. "
+    "value: None",
+    "finetune.milestones=[a]": "finetune.milestones=[a]: Value 'a' of type 'str' could not be converted to "
+    "Float",
+    "p=": "p=: Value '' of type 'str' could not be converted to Float",
+    "p=[1]": "p=[1]: Value '[1]' of type 'list' could not be converted to Float",
+    "p=1=2": "p=1=2: cannot be read as key=value; quote what is special: 'key=\"a b\"'",
+    "p=!!python/object/apply:os.system": "p=!!python/object/apply:os.system: cannot be read as key=value; "
+    "quote what is special: 'key=\"a b\"'",
+    "p": "p: cannot be read as key=value; quote what is special: 'key=\"a b\"'",
+    "=3": "=3: must be key=value",
+    "schedule=null": "schedule=null: must be one of cosine, step",
+    "regularizer=null": "regularizer=null: must be one of bn_scale, lp, none",
+    "experiment=../../etc/passwd": f"experiment=../../etc/passwd: no such choice; one of {EXPERIMENTS}",
+    "finetune.lr=nan": "finetune.lr=nan: must be a positive number",
+    "finetune.lr=inf": "finetune.lr=inf: must be a positive number",
+    "finetune.epochs=1.5": "finetune.epochs=1.5: Value '1.5' of type 'float' could not be converted to "
+    "Integer",
+    "target_flops=0.5 target_params=0.5": "target_params=0.5: must be null when target_flops is given",
     "trainer.compile=perhaps": "trainer.compile=perhaps: Value 'perhaps' is not a valid bool (type str)",
 }
 
 
 @pytest.mark.parametrize("override", BAD)
 def test_bad_input_is_refused_with_its_exact_message(override):
-    with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as refused:
+    with pytest.raises((UserError, HydraException, OmegaConfBaseException, ValueError)) as refused:
         checked(composed(*override.split()))
     assert explain(refused.value, override.split()) == BAD[override]
 
@@ -164,9 +213,46 @@ def test_a_sweep_with_a_mistake_says_what_became_of_every_job(tmp_path):
     last = done.stdout[done.stdout.index("sweep:") :].splitlines()
     assert last[0] == "sweep: 2 jobs, 1 failed"
     assert last[1].startswith("  FAILED  seed=-1 ")
-    assert last[1].endswith(": seed=-1: must be 0 or more")
+    assert last[1].endswith(": seed=-1: must be 0 or more, and below 2^63")
     assert last[2].startswith("  done    seed=0 ")
     assert last[3].startswith("all together: 0 stages found, 5 to do: 46 epochs, about ")
+
+
+@pytest.mark.parametrize("words", [["ratio=1.2"], ["-m", "ratio=1.2,0.5", "debug=dry"], ["rohh=1"]])
+def test_the_traceback_is_there_for_who_asks(words, tmp_path):
+    command = [sys.executable, "run.py", *words, f"work_dir={tmp_path}", "--debug"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("Traceback (most recent call last)") >= 1
+    assert (
+        "UserError" if "ratio" in words[-1] or "-m" in words else "ConfigCompositionException"
+    ) in done.stderr
+    assert ("error: " in done.stderr) != ("sweep: 2 jobs, 1 failed" in done.stdout)
+
+
+YAML = {
+    "an object": (
+        "name: !!python/object/apply:os.mkdir [{ran}]",
+        "could not determine a constructor for the tag",
+    ),
+    "a broken line": ("name: [", "expected the node content"),
+}
+
+
+@pytest.mark.parametrize("kind", YAML)
+def test_an_experiment_file_that_is_no_plain_yaml(kind, tmp_path):
+    text, problem = YAML[kind]
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "odd.yaml").write_text(
+        "# @package _global_\n" + text.format(ran=tmp_path / "ran") + "\n"
+    )
+    command = [sys.executable, "run.py", "--config-dir", str(tmp_path), "experiment=odd", "debug=dry"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a configuration file is no plain YAML: ")
+    assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 def test_help_reads_like_a_manual():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import lpslim
-from lpslim import architecture
+from lpslim import architecture, export
 from lpslim.architecture import Architecture
 from lpslim.cli import checked
 from tests.composing import ROOT, composed
@@ -57,11 +57,10 @@ def test_the_loading_snippet_loads(tmp_path):
     assert names["model"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_the_pruning_snippet_prunes(tmp_path):
+def test_the_pruning_snippet_prunes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     tuned: list = []
-    offline = (
-        SNIPPETS[1].replace('weights="DEFAULT"', "weights=None").replace('"smaller"', repr(str(tmp_path)))
-    )
+    offline = SNIPPETS[1].replace('weights="DEFAULT"', "weights=None")
     names: dict = {"fine_tune": tuned.append}
     exec(offline, names)
     pruned, again = names["pruned"], names["again"]
@@ -70,6 +69,15 @@ def test_the_pruning_snippet_prunes(tmp_path):
     assert all(
         torch.equal(value, again.state_dict()[key]) for key, value in pruned.model.state_dict().items()
     )
+    assert export.compare(pruned.model, names["image"], tmp_path / "smaller.onnx").holds
+    (call,) = re.findall(r"`(benchmarks\.latency\.compare\(.*?)\)`", README)
+    capsys.readouterr()
+    exec(f"import benchmarks.latency; {call}, batches=[1], rounds=1)", names)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        "engine",
+        "PyTorch",
+        "ONNX",
+    ]
 
 
 def test_the_training_snippet_trains(capsys):

@@ -193,6 +193,14 @@ def test_widths_are_multiples_where_hardware_wants_them(run):
     assert abs(record.cost["flops_drop"] - 50) < 5
 
 
+def test_a_budget_that_such_widths_miss_is_named_in_the_log(run, caplog):
+    caplog.set_level("WARNING")
+    record = records.read(run("target_flops=0.5", "round_to=32")[1])
+    reached = record.cost["flops_drop"] / 100
+    assert abs(reached - 0.5) > 0.003
+    assert f"target_flops=0.5: the nearest with round_to=32 is {reached:.4f}" in caplog.messages
+
+
 def test_a_target_out_of_reach_is_refused_before_any_work(run, tmp_path):
     with pytest.raises(UserError, match=r"target_flops=0\.999: must be at most 0\.9590: with these floors"):
         run("model=resnet20", "target_flops=0.999", work=tmp_path)
@@ -216,6 +224,11 @@ def test_a_target_out_of_reach_is_refused_before_any_work(run, tmp_path):
         ),
         (("protected=['*']",), "leaves no layer to prune"),
         (("structure=weights", "target_params=67e6"), "target_params=6.7e+07: must be below the"),
+        (
+            ("target_flops=0.96", "round_to=64"),
+            "target_flops=0.96: must be at most 0.2482: with these floors "
+            "(adjust=0.45, model.floor=0.0, one channel a layer, round_to=64) no more can be removed",
+        ),
         (("model=resnet20", "target_params=10"), "target_params=10: must be at least "),
         (("target_params=1e9",), "target_params=1e+09: must be below the"),
         (

@@ -14,9 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from benchmarks import timing
+from lpslim import blocks, lookup
 from lpslim.admm import ADMM, FORMS
 from lpslim.penalties import Penalty
 from lpslim.penalties.lp import L0, Lp
+from lpslim.units import regularised_weights
 
 SHAPES = [(4, 3, 3, 3), (6, 5), (7,), (1, 1), ()]
 LAMB, RHO = 0.02, 0.15
@@ -263,6 +266,29 @@ class TestMemory:
             assert sum(held.values()) == 2 * sum(w.numel() * w.element_size() for w in weights)
             own.add(frozenset(held))
         assert len(own) == 1  # updated where they are
+
+    @pytest.mark.parametrize(
+        ("family", "name"), [("resnet_cifar", "resnet56"), ("vgg", "vgg16"), ("resnet_imagenet", "resnet50")]
+    )
+    def test_two_copies_of_a_networks_regularised_weights(self, family, name):
+        model = lookup.find("models", family).build(name, num_classes=10)
+        weights = list(regularised_weights(model).values())
+        held = storages(build(weights))
+        for w in weights:
+            del held[w.untyped_storage().data_ptr()]
+        assert sum(held.values()) == 2 * sum(w.numel() * w.element_size() for w in weights)
+
+    def test_a_step_makes_no_tensor_that_lives_beside_z_and_v(self):
+        weights = parameters(shapes=[(64, 32, 3, 3), (10, 64)], dtype=torch.float32)
+        admm = build(weights)
+        for w in weights:
+            w.grad = torch.zeros_like(w)
+        assert timing.peak_bytes(admm.add_gradient) == 0
+
+    def test_the_update_needs_buffers_for_a_block_and_no_copy(self):
+        block = blocks.PER_THREAD * torch.get_num_threads()
+        weights = parameters(shapes=[(20 * block,), (4 * block,)], dtype=torch.float32)
+        assert timing.peak_bytes(build(weights).update) < 10 * 4 * block
 
     @pytest.mark.parametrize("penalty", [Lp(5, 1.0), L0(0.5)], ids=str)
     def test_no_tensor_is_left_behind_by_a_step(self, penalty):

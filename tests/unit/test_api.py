@@ -82,6 +82,18 @@ def test_prune_meets_the_target_and_leaves_the_original_alone():
     assert not pruned.model.training
 
 
+@pytest.mark.parametrize("trainable", [("layer4", "fc"), ("nothing",)])
+def test_frozen_layers_are_pruned_too(trainable):
+    model = small()
+    expected = lpslim.prune(model, EXAMPLE, target_flops=0.3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith(trainable)
+    pruned = lpslim.prune(model, EXAMPLE, target_flops=0.3)
+    assert (len(pruned.units), pruned.kept) == (8, expected.kept)
+    for name, parameter in pruned.model.named_parameters():
+        assert parameter.requires_grad is name.startswith(trainable)
+
+
 @pytest.mark.parametrize("protected", ["layer3", "layer3.1.conv1"])
 def test_protected_layers_keep_every_unit(protected):
     pruned = lpslim.prune(small(), EXAMPLE, target_params=0.3, protected=[protected])
@@ -95,6 +107,33 @@ def test_widths_are_multiples_of_eight():
     assert all(len(kept) % 8 == 0 for kept in pruned.kept.values())
     assert any(len(kept) < each.size for kept, each in zip(pruned.kept.values(), pruned.units, strict=True))
     assert abs(1 - pruned.pruned.macs / pruned.dense.macs - 0.4) < 0.02
+
+
+@pytest.mark.parametrize(("budget", "asked"), [("target_flops", 0.4), ("target_params", 0.4), ("ratio", 0.7)])
+def test_what_was_asked_for_and_what_was_reached_are_shown(budget, asked):
+    pruned = lpslim.prune(small(), EXAMPLE, round_to=32, **{budget: asked})
+    left, dense = (
+        {"target_flops": cost.macs, "target_params": cost.params, "ratio": units}[budget]
+        for cost, units in (
+            (count(pruned.model, EXAMPLE), sum(map(len, pruned.kept.values()))),
+            (count(small(), EXAMPLE), 2 * (64 + 128 + 256 + 512)),
+        )
+    )
+    assert pruned.reached == 1 - left / dense
+    assert pruned.reached != pytest.approx(asked, abs=0.001)
+    assert str(pruned).splitlines()[-1] == f"{budget}={asked}: reached {1 - left / dense:.4f}"
+
+
+@pytest.mark.parametrize(("target", "round_to"), [(0.99, 8), (0.9, 32)])
+def test_a_target_beyond_what_widths_allow_is_refused(target, round_to):
+    model = torchvision.models.mobilenet_v2().eval()
+    with pytest.raises(
+        UserError, match=rf"target {100 * target:.2f} %.* and round_to={round_to} 0\.00 to (\S+) %"
+    ) as it:
+        lpslim.prune(model, EXAMPLE, target_flops=target, round_to=round_to)
+    most = float(str(it.value).split()[-5]) / 100
+    pruned = lpslim.prune(model, EXAMPLE, target_flops=most, round_to=round_to)
+    assert pruned.reached == pytest.approx(most, abs=1e-4)
 
 
 def test_units_of_grouped_convolutions_are_rounded_by_channels():
@@ -177,3 +216,32 @@ def test_attention_that_the_trace_does_not_see_is_refused_by_name(name):
     model = torchvision.models.get_model(name, weights=None, num_classes=10)
     with pytest.raises(UserError, match="is not called by itself: its multiply-adds cannot be counted"):
         lpslim.prune(model, torch.zeros(1, 3, 224, 224), ratio=0.3)
+
+
+class Twice(nn.Module):
+    """A layer called twice, and two that have one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.shared, self.head = nn.Conv2d(1, 32, 3), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 16, 1)
+        self.one, self.other, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        x = torch.relu(self.shared(torch.relu(self.shared(torch.relu(self.stem(x))))))
+        x = torch.relu(self.head(x)).mean((2, 3))
+        return self.out(torch.relu(self.other(torch.relu(self.one(x)))))
+
+
+def test_a_network_with_shared_layers_is_pruned_saved_and_loaded(tmp_path):
+    model, example = Twice().eval(), torch.randn(1, 1, 8, 8)
+    pruned = lpslim.prune(model, example, ratio=0.5)
+    assert pruned.kept.keys() == {"stem"}  # shared goes along; what head feeds is tied
+    assert pruned.model.shared.weight.shape == (16, 16, 1, 1)
+    assert pruned.dense == count(model, example)
+    assert pruned.pruned == count(pruned.model, example)
+    lpslim.save(tmp_path, pruned)
+    loaded = lpslim.load(tmp_path, model=Twice())
+    assert loaded.one.weight is loaded.other.weight
+    assert torch.equal(loaded(example), pruned.model(example))
+    assert pruned.model.state_dict()["one.weight"].data_ptr() == pruned.model.one.weight.data_ptr()

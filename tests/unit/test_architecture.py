@@ -171,20 +171,21 @@ def test_a_folder_without_a_network(tmp_path, make):
 def test_another_format(saved, number):
     folder = saved("vgg_small-dense").folder
     change(folder, format=number)
-    with pytest.raises(UserError, match=r"architecture\.json: the format is not 1"):
+    with pytest.raises(UserError, match=r"architecture\.json: not a network of format 1: format"):
         architecture.load(folder)
 
 
 def test_weights_that_do_not_fit(saved):
     dense, pruned = saved("vgg_small-dense"), saved("vgg_small-pruned")
     (dense.folder / "weights.safetensors").write_bytes((pruned.folder / "weights.safetensors").read_bytes())
-    with pytest.raises(RuntimeError, match=r"(?s)size mismatch for features\.0\.weight.*\[1, 1, 3, 3\]"):
+    fault = r"features\.0\.weight: \(1, 1, 3, 3\) in the file, \(32, 1, 3, 3\) in the network"
+    with pytest.raises(UserError, match=f"does not fit architecture.json: {fault}"):
         architecture.load(dense.folder)
 
 
 @pytest.mark.parametrize(
     ("change_to", "problem"),
-    [("less", r"Missing key.*classifier\.bias"), ("more", r"Unexpected key.*stranger")],
+    [("less", r"missing classifier\.bias"), ("more", "unexpected stranger")],
 )
 def test_weights_that_lack_or_add_a_tensor(saved, change_to, problem):
     folder = saved("vgg_small-dense").folder
@@ -194,7 +195,7 @@ def test_weights_that_lack_or_add_a_tensor(saved, change_to, problem):
     else:
         tensors["stranger"] = torch.zeros(1)
     save_file(tensors, folder / "weights.safetensors")
-    with pytest.raises(RuntimeError, match=f"(?s){problem}"):
+    with pytest.raises(UserError, match=problem):
         architecture.load(folder)
 
 
@@ -213,3 +214,13 @@ def test_a_family_outside_the_package(saved):
         match=r"models: 'os\.path' is not one of bert, resnet_cifar, resnet_imagenet, torchvision_zoo, vgg",
     ):
         architecture.load(folder)
+
+
+def test_a_network_whose_modules_have_versions_loads_back(tmp_path):
+    described = Architecture(
+        "torchvision_zoo", "mnasnet0_5", (3, 32, 32), {"num_classes": 4, "in_channels": 3}
+    )
+    model = described.build().eval()
+    architecture.save(tmp_path, model, described)
+    for loaded in (architecture.load(tmp_path), architecture.load(tmp_path, model=described.build())):
+        assert torch.equal(loaded(torch.ones(1, 3, 32, 32)), model(torch.ones(1, 3, 32, 32)))

@@ -11,13 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, ElectraConfig, RobertaConfig
 
-from lpslim import architecture, pretrained
+from lpslim import architecture, pretrained, selection
 from lpslim.architecture import Architecture
+from lpslim.config import Config
 from lpslim.cost import CostModel, count, layer_costs
 from lpslim.criteria import magnitude
 from lpslim.errors import UserError
 from lpslim.models import bert
 from lpslim.splits import example
+from lpslim.survey import Survey
 from lpslim.units import pooled
 
 LENGTHS = (12, 7, 3, 9)
@@ -31,7 +33,7 @@ def configuration(kind="bert"):
         vocab_size=90, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, intermediate_size=40,
         max_position_embeddings=40, **special,
     )  # fmt: skip
-    return {k: value for k, value in built.to_diff_dict().items() if k not in pretrained.BYWORDS}
+    return {k: value for k, value in built.to_diff_dict().items() if k in pretrained.SETTINGS}
 
 
 def network(kind="bert"):
@@ -340,3 +342,39 @@ class TestHub:
         monkeypatch.setattr(pretrained, "get_session", lambda: SimpleNamespace(head=lambda *_, **__: None))
         assert pretrained.hub_answers()
         assert not pretrained.hub.HF_HUB_OFFLINE
+
+
+BASE = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base():
+    """BERT-base, and what can be removed from it; its weights take no memory."""
+    model = bert.build("bert", num_classes=2, configuration=BASE).eval()
+    units, layers = bert.find_units(model), layer_costs(model, example((3, 8)))
+    cost = CostModel(layers, units, sum(p.numel() for p in model.parameters()))
+    return model.to("meta"), Survey(units, cost, selection.floors(units, adjust=0.1, floor=0.1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("left", [67e6, 60e6, 100e6])
+def test_bert_base_keeps_the_number_of_parameters_asked_for(base, seed, left):
+    model, found = base
+    assert found.cost.dense.params == 109_483_778
+    generator = torch.Generator().manual_seed(seed)
+    scores = [torch.rand(each.size, generator=generator) for each in found.units]
+    kept = found.kept(Config(target_params=left), scores)
+    smaller = copy.deepcopy(model)
+    bert.prune(smaller, kept)
+    assert sum(p.numel() for p in smaller.parameters()) == pytest.approx(left, abs=300_000)
+
+
+def test_a_number_of_parameters_is_met_within_300000(base):
+    _, found = base
+    target = found.target(Config(target_params=67e6))
+    assert target.tolerance * 109_483_778 == pytest.approx(300_000)
+    assert found.target(Config(target_params=0.4)).tolerance == selection.TOLERANCE
+    assert found.target(Config(target_flops=0.4)).tolerance == selection.TOLERANCE
+    small = CostModel(found.cost.layers, found.units, 10_000_000)
+    assert Survey(found.units, small, found.least).target(Config(target_params=6e6)).tolerance == 0.003

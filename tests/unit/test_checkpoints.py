@@ -1,10 +1,12 @@
 """Weights from outside: every wrapping that is understood, every refusal, and nothing executed."""
 
 import os
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -182,3 +184,15 @@ def test_torchvisions_weights_are_loaded_and_a_failed_download_is_told(monkeypat
 def test_a_missing_file_is_told():
     with pytest.raises(UserError, match=r"model\.weights=nowhere\.pth: no such file"):
         checkpoints.read(Path("nowhere.pth"))
+
+
+def test_settings_beside_the_weights_are_passed_over(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "args": Namespace(lr=0.1)}, tmp_path / "x.pt")
+    assert checkpoints.read(tmp_path / "x.pt").keys() == {"a"}
+
+
+def test_what_made_a_file_refused_is_named_with_the_way_out(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "best": np.float64(93.1)}, tmp_path / "x.pt")
+    way_out = r"\(it holds numpy\S+, numpy\.dtype: save its state dict alone, on a machine"
+    with pytest.raises(UserError, match=way_out):
+        checkpoints.read(tmp_path / "x.pt")

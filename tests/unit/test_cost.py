@@ -245,3 +245,34 @@ def test_a_layer_that_is_not_called_is_not_passed_over_in_silence():
     model.forward = lambda x: model["attention"](*[model["used"](x).flatten(2).permute(2, 0, 1)] * 3)[0]
     with pytest.raises(UserError, match=r"^layer 'attention\.out_proj': is not called by itself"):
         count(model, torch.zeros(1, 3, 2, 2))
+
+
+class Pyramid(nn.Module):
+    """One head at two resolutions, its norm and slope with it, and a layer applied to its own output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.again = nn.Conv2d(8, 8, 1)
+        self.hidden = nn.Conv2d(8, 6, 3, padding=1)
+        self.norm, self.slope = nn.BatchNorm2d(6), nn.PReLU(6)
+        self.out = nn.Conv2d(6, 2, 1)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.out(self.slope(self.norm(self.hidden(x)))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(torch.relu(self.again(torch.relu(self.stem(x)))))
+        return self.head(x) + self.head(nn.functional.avg_pool2d(x, 2))
+
+
+def test_a_layer_called_twice_counts_its_positions_twice_and_its_parameters_once():
+    model, example = Pyramid().eval(), torch.zeros(1, 3, 8, 8)
+    macs = 64 * 27 * 8 + 2 * 64 * 8 * 8 + (64 + 16) * (9 * 8 * 6 + 6 * 2)
+    params = (27 * 8 + 8) + (8 * 8 + 8) + (9 * 8 * 6 + 6) + 2 * 6 + 6 + (6 * 2 + 2)
+    assert counted_by_torch(model, example) == macs
+    predict = cost_model(model, example, [Prunable("stem"), Prunable("hidden")])
+    assert predict.dense == predict([8, 6]) == count(model, example) == Cost(macs, params)
+    surgery.prune(model, example, {"stem": [0, 2, 5], "hidden": [4, 5]})
+    assert predict([3, 2]) == count(model, example)
+    assert predict([3, 2]).macs == counted_by_torch(model, example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import lpslim
 from benchmarks import latency
 from lpslim import architecture, export, lookup, surgery
 from lpslim.architecture import Architecture
@@ -162,6 +164,39 @@ def test_the_command_refuses_what_is_no_network(tmp_path):
     assert done.stderr == f"error: {tmp_path} holds no architecture.json: not a network saved by lpslim\n"
 
 
+class Own(nn.Module):
+    """A network that lpslim cannot build."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Conv2d(1, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.first(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Prune and save a network that lpslim cannot build; return original, pruned, example and folder."""
+    model, example = Own().eval(), torch.zeros(1, 1, 8, 8)
+    pruned = lpslim.prune(model, example, ratio=0.5)
+    lpslim.save(tmp_path / "smaller", pruned)
+    return model, pruned, example, tmp_path / "smaller"
+
+
+def test_the_command_says_how_ones_own_network_is_exported(own, capsys):
+    model, pruned, example, folder = own
+    assert export.main([str(folder)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {folder}: Own is a network of your own, and this command cannot build it; from Python: "
+        f"lpslim.export.to_onnx(lpslim.load({str(folder)!r}, model=<the dense one>), <an image>, <file>)\n"
+    )
+    path = folder.parent / "smaller.onnx"
+    assert not path.exists()
+    export.to_onnx(lpslim.load(str(folder), model=model), example, path)
+    assert export.compare(pruned.model, example, path).holds
+
+
 def test_the_command_writes_where_it_is_told(saved, tmp_path, capsys):
     assert export.main([str(saved), "--output", str(tmp_path / "here.onnx")]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'here.onnx'}: ")
@@ -258,6 +293,25 @@ def test_the_benchmark_measures_both_engines(saved, tmp_path, quick, capsys):
         assert len(each["speed_up"]["rounds"]) == 2
         assert each["share"] == pytest.approx(each["speed_up"]["median"] / ratio)
     assert (measured["machine"]["threads"], measured["note"]) == (1, "")
+
+
+def test_ones_own_networks_are_measured_from_python(own, quick, capsys):
+    model, pruned, example, folder = own
+    given = copy.deepcopy(model).train()
+    rows = latency.compare(given, pruned.model, example, batches=(1, 2), rounds=2, threads=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Own: inputs of (1, 8, 8), 2 rounds"
+    assert [line.split()[0] for line in lines[2:]] == ["engine", "PyTorch", "PyTorch", "ONNX", "ONNX"]
+    assert lines[3:] == [str(each) for each in rows]
+    assert rows[0].flops_ratio == pruned.dense.macs / pruned.pruned.macs
+    assert given.training
+    assert all(each.is_contiguous() for each in given.parameters())
+
+    assert latency.main([str(folder), *quick]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {folder}: Own is a network of your own, and this command cannot build it; from Python: "
+        "benchmarks.latency.compare(<the dense one>, <the pruned one>, <an image>)\n"
+    )
 
 
 @pytest.mark.usefixtures("without_onnxruntime")

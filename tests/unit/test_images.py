@@ -170,6 +170,53 @@ def test_batches_are_normalised_per_channel():
             np.testing.assert_array_equal(batch[:, c].numpy(), expected)
 
 
+def entry_by_entry(split: TensorSplit, batch_size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Return an epoch by one index per pixel of the padded data set, as the first records were made."""
+    generator = torch.Generator().manual_seed(seed)
+    count, edge, (height, width) = len(split), split.crop_padding, split.images.shape[1:3]
+    order = torch.randperm(count, generator=generator)
+    shift = torch.randint(2 * edge + 1, (2, count), generator=generator)
+    mirror = (torch.rand(count, generator=generator) < 0.5) & split.flip
+    padded = torch.nn.functional.pad(split.images, (0, 0, edge, edge, edge, edge))
+    batches = []
+    for start in range(0, count - batch_size + 1, batch_size):
+        taken = slice(start, start + batch_size)
+        rows = shift[0, taken, None] + torch.arange(height)
+        across = torch.where(mirror[taken, None], width - 1 - torch.arange(width), torch.arange(width))
+        cols = shift[1, taken, None] + across
+        pixels = padded[order[taken, None, None], rows[:, :, None], cols[:, None, :]]
+        scaled = (pixels.float() - split.mean) / split.std
+        batches.append((scaled.permute(0, 3, 1, 2), split.labels[order[taken]]))
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "padding", "flip"),
+    [(32, 32, 3, 4, True), (32, 32, 3, 4, False), (8, 8, 1, 1, True), (7, 5, 3, 2, True), (6, 6, 3, 0, True)],
+)
+def test_batches_are_those_that_stored_results_saw_to_the_bit(height, width, channels, padding, flip):
+    generator = torch.Generator().manual_seed(4)
+    mean, std = (torch.rand(channels, generator=generator) * 100 + 1 for _ in range(2))
+    images = noise(100, height, width, channels)
+    split = TensorSplit(images, torch.arange(100) % 7, mean, std, padding, flip)
+    expected = entry_by_entry(split, 24, seed=5)
+    found = list(split.train_batches(24, seed=5))
+    assert len(found) == len(expected) == 4
+    for (ours, labels), (theirs, true) in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()
+        assert torch.equal(labels, true)
+    ((evaluated, _),) = split.eval_batches(100)
+    assert torch.equal(evaluated, ((images.float() - mean) / std).permute(0, 3, 1, 2))
+
+
+def test_batches_are_tensors_of_their_own():
+    split = plain_split(noise(32, 6, 6), crop_padding=1, flip=True)
+    batches = [batch for batch, _ in split.train_batches(8, seed=0)]
+    again = [batch.clone() for batch, _ in split.train_batches(8, seed=0)]
+    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
+
+
 def test_black_border_is_black_before_normalising():
     """As torchvision pads before its Normalize: the border is pixel value 0, not 0 after it."""
     split = TensorSplit(

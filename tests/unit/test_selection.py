@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -225,15 +226,21 @@ def test_a_narrow_network_meets_its_target_or_says_its_range(made, target, floor
             assert kept[each.layer] == sorted(set(kept[each.layer]))
         return
     numbers = re.fullmatch(
-        r"target (\S+) %: cannot be met within 0\.3 points; "
+        r"target (\S+) %: cannot be met within 0\.3 points; (?:the nearest are (\S+) and (\S+) %; )?"
         r"with these floors (\S+) to (\S+) % can be removed",
         message,
     )
     assert numbers is not None, message
-    asked, lowest, highest = map(float, numbers.groups())  # printed to 0.01
+    asked, below, above, lowest, highest = (float(each or "nan") for each in numbers.groups())  # to 0.01
     assert asked == pytest.approx(100 * target, abs=0.0051)
     assert lowest == pytest.approx(100 * drop(sizes), abs=0.0051)
     assert highest == pytest.approx(100 * drop(least), abs=0.0051)
+    if math.isnan(below):
+        assert target > drop(least)
+        return
+    assert below < asked < above
+    for nearest in (below / 100, above / 100):  # what is named can be had
+        assert abs(achieved(by_target(units, scores, least, nearest, drop), drop) - nearest) <= TOLERANCE
 
 
 @given(scored_layers(), shares, shares)
@@ -291,8 +298,69 @@ def test_no_filling_below_a_floor():
     def drop(widths: Sequence[int]) -> float:
         return 0.05 * (10 - widths[0]) + 0.001 * (500 - widths[1])
 
-    with pytest.raises(UserError, match=r"target 7\.00 %.* 0\.00 to 45\.50 % can be removed"):
+    with pytest.raises(
+        UserError, match=r"target 7\.00 %.* nearest are 5\.50 and 10\.00 %.* 0\.00 to 45\.50 % can be removed"
+    ):
         by_target(units, scores, [1, 495], 0.07, drop)  # five light units do not fill two points
+
+
+def test_what_overshoots_least_is_named_though_a_later_threshold_passes_further():
+    units = layers([10, 500])
+    scores = [torch.linspace(0.0, 0.4, 10), torch.linspace(0.5, 1.0, 500)]
+
+    def drop(widths: Sequence[int]) -> float:
+        return 0.05 * (10 - widths[0]) + 0.02 * (500 - widths[1])
+
+    with pytest.raises(UserError, match=r"target 6\.20 %.* the nearest are 5\.00 and 7\.00 %;"):
+        by_target(units, scores, [1, 490], 0.062, drop)
+    kept = by_target(units, scores, [1, 490], 0.07, drop)
+    assert achieved(kept, drop) == pytest.approx(0.07)
+
+
+def test_a_closer_tolerance():
+    units, scores = layers([100]), [torch.linspace(0, 1, 100)]
+
+    def drop(widths: Sequence[int]) -> float:
+        return 1 - widths[0] / 100
+
+    assert len(by_target(units, scores, [1], 0.202, drop)["layer0"]) == 80
+    with pytest.raises(UserError, match=r"within 0\.1 points; the nearest are 20\.00 and 21\.00 %"):
+        by_target(units, scores, [1], 0.202, drop, tolerance=0.001)
+
+
+# ---- widths in steps
+
+
+@given(scored_layers(), st.floats(0.01, 0.99), shares, st.sampled_from([2, 3, 8]))
+def test_steps_refuse_only_what_lies_beyond_their_widest_cut(made, target, floor, round_to):
+    units, scores = made
+    drop = chain([each.size for each in units], [4] * (len(units) + 1))
+    least = floors(units, adjust=floor, floor=floor)
+    fewest = selection.fewest(units, least, round_to)
+    for each, n, lowest in zip(units, fewest, least, strict=True):
+        assert n == each.size or (n % round_to == 0 and lowest <= n < lowest + round_to)
+    most = drop(fewest)
+    if target > most + TOLERANCE:
+        with pytest.raises(UserError) as refused:
+            by_target(units, scores, least, target, drop, round_to)
+        assert str(refused.value).endswith(
+            f"; with these floors and round_to={round_to} 0.00 to {100 * most:.2f} % can be removed"
+        )
+        return
+    kept = by_target(units, scores, least, target, drop, round_to)
+    assert all(len(kept[each.layer]) >= n for each, n in zip(units, fewest, strict=True))
+
+
+def test_steps_take_the_nearest_within_reach_however_far():
+    units, scores = layers([64]), [torch.linspace(0, 1, 64)]
+
+    def drop(widths: Sequence[int]) -> float:
+        return 1 - widths[0] / 64
+
+    assert len(by_target(units, scores, [1], 0.4, drop, round_to=32)["layer0"]) == 32
+    assert len(by_target(units, scores, [1], 0.1, drop, round_to=32)["layer0"]) == 64
+    with pytest.raises(UserError, match=r"target 90\.00 %.*round_to=32 0\.00 to 50\.00 % can be removed"):
+        by_target(units, scores, [1], 0.9, drop, round_to=32)
 
 
 # ---- the scores

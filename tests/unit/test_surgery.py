@@ -169,6 +169,43 @@ def test_the_mode_is_kept_and_statistics_do_not_move(network, training):
     assert torch.equal(model.features[1].running_mean, before)
 
 
+FROZEN = {"all": ("",), "all but the end": ("conv1", "bn1", "layer1"), "one layer": ("layer2.0.conv1",)}
+
+
+@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN.keys())
+def test_frozen_parameters_are_pruned_and_stay_frozen(network, random_kept, frozen):
+    shape = (3, 32, 32)
+    model, example = network("resnet_cifar", "resnet20", shape), torch.zeros(1, *shape)
+    free = copy.deepcopy(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = not name.startswith(frozen)
+    flags = {name: each.requires_grad for name, each in model.named_parameters()}
+
+    units = surgery.discover(model, example)
+    assert units == surgery.discover(free, example)
+    assert {name: each.requires_grad for name, each in model.named_parameters()} == flags
+    kept = random_kept(units, seed=1)
+    surgery.prune(model, example, kept)
+    surgery.prune(free, example, kept)
+    assert {name: each.requires_grad for name, each in model.named_parameters()} == flags
+    assert all(torch.equal(value, free.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_flags_come_back_when_the_trace_fails():
+    model = Flattened()
+    model.conv.weight.requires_grad = False
+    with pytest.raises(RuntimeError, match="channels"):
+        surgery.discover(model, torch.zeros(1, 2, 4, 4))
+    assert [name for name, each in model.named_parameters() if not each.requires_grad] == ["conv.weight"]
+
+
+def test_parameters_that_are_no_real_numbers_are_left_alone():
+    model = Flattened()
+    model.register_parameter("steps", nn.Parameter(torch.tensor(3), requires_grad=False))
+    surgery.prune(model, IMAGE, {"hidden": [1, 2]})
+    assert model.hidden.out_features == 2
+
+
 def test_units_name_every_layer_that_shrinks(network):
     model = network("resnet_imagenet", "resnet50", (3, 64, 64))
     units = surgery.find_units(
@@ -308,3 +345,86 @@ def test_depthwise_convolution_shrinks_with_its_input():
     assert (model.middle.groups, model.last.in_channels) == (3, 3)
     images = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert_same_function(model, reference, images)
+
+
+# ---- what is shared
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and one layer with two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = (nn.Conv2d(n, 8, 1) for n in (3, 8, 8))
+        self.other.weight = self.one.weight
+        self.middle, self.named = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 6, 1)
+        self.alias = self.named
+        self.out = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.one, self.other, self.middle, self.alias):
+            x = torch.relu(layer(x))
+        return self.out(x)
+
+
+class Called(nn.Module):
+    """Layers called several times: on their own output, at two resolutions, and one slope for two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.hidden, self.next = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.slope, self.out = nn.PReLU(6), nn.Conv2d(6, 2, 1)
+        nn.init.uniform_(self.slope.weight)
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.out(self.slope(self.next(self.slope(self.hidden(x))))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.again(torch.relu(self.again(torch.relu(self.stem(x))))))
+        return self.head(x) + self.head(nn.functional.avg_pool2d(x, 2))
+
+
+def test_layers_called_several_times_lose_channels_exactly():
+    torch.manual_seed(0)
+    model = Called().double().eval()
+    kept = {"stem": [0, 2, 5], "hidden": [1, 4]}
+    units = surgery.discover(model, IMAGE.double())
+    assert {each.layer: set(each.producers) - {"slope"} for each in units} == {
+        "stem": {"stem", "again"},
+        "hidden": {"hidden", "next"},
+    }
+    reference = copy.deepcopy(model)
+    for each in units:
+        gone = [i for i in range(each.size) if i not in kept[each.layer]]
+        for layer in set(each.producers) - {"slope"}:
+            with torch.no_grad():
+                getattr(reference, layer).weight[gone], getattr(reference, layer).bias[gone] = 0, 0
+    surgery.prune(model, IMAGE.double(), kept)
+    assert (model.again.weight.shape, model.next.weight.shape) == ((3, 3, 1, 1), (2, 2, 1, 1))
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert_same_function(model, reference, images)
+
+
+def test_layers_with_a_tied_weight_keep_their_width_on_both_sides():
+    model = Tied().double()
+    units = surgery.discover(model, IMAGE.double())
+    assert [each.layer for each in units] == ["middle", "named"]  # not first, whose channels tied ones read
+    reference, kept = copy.deepcopy(model), {"middle": [0, 4], "named": [1, 2, 3]}
+    for layer, indices in kept.items():
+        gone = [i for i in range(6) if i not in indices]
+        with torch.no_grad():
+            getattr(reference, layer).weight[gone], getattr(reference, layer).bias[gone] = 0, 0
+    surgery.prune(model, IMAGE.double(), kept)
+    assert model.one.weight is model.other.weight
+    assert model.alias is model.named
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(images), reference(images))
+
+
+@pytest.mark.parametrize("layer", ["first", "one", "other"])
+def test_a_tied_layer_is_refused_by_name(layer):
+    model = Tied()
+    with pytest.raises(UserError, match=f"^layer '{layer}': 'one' and 'other' have one weight: its channels"):
+        surgery.prune(model, IMAGE, {"middle": [0], layer: [0]})
+    assert model.middle.out_channels == 6

@@ -138,7 +138,7 @@ def test_a_broken_record_is_named(tmp_path, capsys):
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     assert tables.main(["--results", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: {path}: not a record of schema 1\n"
+    assert capsys.readouterr().err == f"error: {path}: not a record of schema 1: experiment: missing\n"
 
 
 # The block in the readme

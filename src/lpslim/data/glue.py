@@ -7,6 +7,7 @@ training set. Of MNLI's two development sets, ``mnli`` is marked on the matched 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from lpslim import pretrained
 from lpslim.errors import UserError
+from lpslim.folders import check_count
 from lpslim.splits import Data
 from lpslim.tasks import Task
 from lpslim.text import TextSplit, fingerprint, pack, splits
@@ -80,6 +82,7 @@ def load(settings: Any, cache: Path) -> Data:
     if (folder / "train.tsv").is_file():
         source = f"GLUE folder {layout.folder}"
         rows = [list(read(folder / f"{part}.tsv", layout)) for part in ("train", layout.dev)]
+        check_count(len(rows[0]), folder / "train.tsv")
     elif settings.download:
         source, rows = f"hub {HUB}", _from_hub(settings.name, layout)
     else:
@@ -161,9 +164,12 @@ def _label(text: str, layout: Layout, where: str) -> float:
             raise UserError(f"{where}: label {text!r} must be one of {', '.join(layout.classes)}")
         return layout.classes.index(text)
     try:
-        return float(text)
-    except ValueError as problem:
-        raise UserError(f"{where}: label {text!r} must be a number") from problem
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: label {text!r} must be a number")
+    return value
 
 
 def _from_hub(name: str, layout: Layout) -> list[list[Row]]:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from lpslim.errors import UserError
-from lpslim.folders import list_images
+from lpslim.folders import check_count, list_images, opened
 from lpslim.splits import WHOLE, Batch, Data, Share, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
@@ -37,7 +35,9 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return self.transform(default_loader(path)), label
+        with opened(path) as image:
+            pixels = image.convert("RGB")
+        return self.transform(pixels), label
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,14 @@ class StreamedSplit:
         return self._on_device(loader)
 
     def _on_device(self, loader: Any) -> Iterator[Batch]:
-        for images, labels in loader:
-            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            yield images, labels.to(self.device, non_blocking=True)
+        try:
+            for images, labels in loader:
+                images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+                yield images, labels.to(self.device, non_blocking=True)
+        except UserError as problem:  # a worker's comes with the worker's traceback before it
+            raise UserError(
+                str(problem).strip().splitlines()[-1].partition("UserError: ")[2] or problem
+            ) from None
 
 
 def _draw_apart(others: int, _: int) -> None:
@@ -131,6 +136,7 @@ def load(settings: Any, cache: Path) -> Data:
     if classes != test_classes:
         raise UserError(f"{root}: train and val do not hold the same classes")
     _check_size(root, training, settings.image_size)
+    check_count(len(training), root / "train")
     fitted, held = (
         [training[i] for i in part.tolist()] for part in hold_out(len(training), settings.val_fraction)
     )
@@ -157,11 +163,8 @@ def _check_size(root: Path, samples: Samples, wanted: int) -> None:
     looked_at = samples[:: -(-len(samples) // LOOKED_AT)]
     sides = []
     for file, _ in looked_at:
-        try:
-            with Image.open(file) as image:
-                sides.append(min(image.size))
-        except OSError as problem:
-            raise UserError(f"{file}: cannot be read as an image ({problem})") from problem
+        with opened(file) as image:
+            sides.append(min(image.size))
     if (usual := sorted(sides)[len(sides) // 2]) < wanted:
         raise UserError(f"dataset.image_size={wanted}: must be at most {usual}, the size of images in {root}")
 

@@ -61,6 +61,13 @@ def _incomplete(root: Path, what: str) -> UserError:
     )
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise UserError(f"{path}: is not UTF-8 text ({problem})") from problem
+
+
 def _class_folders(split: Path) -> Listing:
     deeper = any(entry.is_dir() for entry in split.glob("*/images"))
     return list_images(split, below="images" if deeper else ".")
@@ -68,7 +75,7 @@ def _class_folders(split: Path) -> Listing:
 
 def _check_names(listed: Path, classes: list[str]) -> None:
     """Refuse, where the archive's list is there, an archive of which only a part was unpacked."""
-    named = set(listed.read_text().split()) if listed.is_file() else set(classes)
+    named = set(_text(listed).split()) if listed.is_file() else set(classes)
     if differing := sorted(named ^ set(classes)):
         raise UserError(
             f"{listed}: names {len(named)} classes, but {listed.parent / 'train'} holds {len(classes)}; "
@@ -80,7 +87,7 @@ def _annotated(annotations: Path, classes: list[str]) -> Listing:
     """Return the images that the annotation file lists with their classes, separated by tabs."""
     images = {file.name: file for file in images_in(annotations.parent / "images")}
     labels: dict[str, str] = {}
-    for number, line in enumerate(annotations.read_text().splitlines(), start=1):
+    for number, line in enumerate(_text(annotations).splitlines(), start=1):
         name, label, *_ = [*line.split("\t"), ""]
         if name not in images or label not in classes:
             raise UserError(

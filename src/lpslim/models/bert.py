@@ -43,10 +43,15 @@ class Classifier(nn.Module):
 
 
 def build(name: str, *, num_classes: int, configuration: Mapping[str, Any]) -> nn.Module:
-    """Build the network that a configuration describes, with random weights."""
+    """Build the network that a configuration describes, with random weights.
+
+    Raises:
+        UserError: it describes none of this family; see :func:`lpslim.pretrained.check`.
+    """
+    pretrained.check(configuration)
     config = AutoConfig.for_model(**configuration, num_labels=num_classes)
     blank: Any = AutoModelForSequenceClassification
-    return Classifier(blank.from_config(config))
+    return Classifier(blank.from_config(config, trust_remote_code=False))
 
 
 def initialise(model: Any, weights: str) -> None:

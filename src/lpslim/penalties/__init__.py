@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,4 +20,22 @@ class Penalty(Protocol):
 
     def capped(self, z: Tensor) -> Tensor:
         """Return how many entries of z have their weight limited by the cap M (0-d tensor)."""
+        ...
+
+
+@runtime_checkable
+class Linearised(Penalty, Protocol):
+    """A penalty whose Z-step is soft(x, strength * w(z)), entry by entry: it can be done in blocks."""
+
+    @property
+    def knee(self) -> float:
+        """The |z| below which the cap M binds."""
+        ...
+
+    def weight(self, z: Tensor) -> Tensor:
+        """Return the weight w of each entry; same shape as z."""
+        ...
+
+    def flat_below(self, eps: float) -> float:
+        """Return a size below which every |z| has the weight of zero, computed with rounding error eps."""
         ...

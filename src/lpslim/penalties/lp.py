@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lpslim.penalties import Penalty
 
+SAFETY = 256  # times a float's rounding error: far more than a root and two products make
+
 
 def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
     """Return argmin_z threshold * |z| + (z - x)^2 / 2, entry by entry; same shape as x.
@@ -52,6 +54,16 @@ class Lp:
         """Return w = min(q * |z|^(q-1), M), the slope of the penalty at z; same shape as z."""
         w = z.abs().pow_(self.q - 1).mul_(self.q)
         return w if self.M is None else w.clamp_(max=self.M)
+
+    def flat_below(self, eps: float) -> float:
+        """Return a size below which every |z| has the weight of zero, to the bit: a little under the knee.
+
+        eps: of the floats that z is in. A root drawn just below the knee may be rounded to less than M.
+        """
+        if self.p == 1:
+            return float("inf")
+        margin = SAFETY * eps / (1 - self.q) if self.p > 1 else 1.0
+        return self.knee * max(0.0, 1 - margin)
 
     def proximal(self, x: list[Tensor], z: list[Tensor], strength: float) -> Iterator[Tensor]:
         """Yield soft(x, strength * w(z)): the Z-step, exact for the linearised penalty."""

@@ -1,0 +1,154 @@
+"""What the measurements share: turns, ratios with their spread, live memory, and what they ran on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+RESULTS = Path(__file__).parent / "results"
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, quartiles and number of rounds of one figure."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Summarise."""
+        found = list(values)
+        low, _, high = quantiles(found, method="inclusive") if len(found) > 1 else found * 3
+        return cls(median(found), low, high, len(found))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def seconds(work: Work) -> float:
+    """Return the wall time of one call, an accelerator's work included."""
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turn(works: Mapping[str, Work], rounds: int, warm: int = 1) -> dict[str, list[float]]:
+    """Return each work's seconds per round; every round calls them all, another one first each time."""
+    names = list(works)
+    for name in names * warm:
+        works[name]()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for done in range(rounds):
+        start = done % len(names)
+        for name in names[start:] + names[:start]:
+            found[name].append(seconds(works[name]))
+    return found
+
+
+def ratio(times: Mapping[str, list[float]], name: str, over: str) -> Spread:
+    """Return time of ``name`` over time of ``over``, round by round."""
+    return Spread.of(a / b for a, b in zip(times[name], times[over], strict=True))
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the storages that operations made and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        self.storages = {key: pair for key, pair in self.storages.items() if not pair[0].expired()}
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor) and (key := t.untyped_storage()._cdata) not in given:
+                self.storages[key] = StorageWeakRef(t.untyped_storage()), t.untyped_storage().nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self.storages.values()))
+        return out
+
+
+def peak_bytes(work: Work) -> int:
+    """Return the most bytes of tensors that a call had alive at once, beyond those that were there before.
+
+    Tensors, not pages: what the allocator keeps, and buffers inside an operation, are not in it.
+    """
+    with _Live() as live:
+        work()
+    return live.peak
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the tensors' storages, each counted once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on besides the code."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Return a command line with what every measurement takes."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--quick", action="store_true", help="fewer rounds: less than two minutes")
+    made.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
+    made.add_argument("--json", type=Path, default=RESULTS / f"{name}.json", metavar="FILE")
+    return made
+
+
+def begin(options: argparse.Namespace) -> dict[str, Any]:
+    """Set the threads, print on what it runs, and return that."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    host = machine()
+    print(
+        f"{host['accelerator'] or host['processor']}, {host['cores']} cores, "
+        f"load {host['load_average']:.1f}; {host['threads']} threads, torch {host['torch']}"
+    )
+    return host
+
+
+def write(options: argparse.Namespace, host: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write everything measured."""
+    plain = [{k: asdict(v) if isinstance(v, Spread) else v for k, v in row.items()} for row in rows]
+    content = {"machine": dict(host), "quick": options.quick, "rows": plain}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"written: {options.json}")
