@@ -13,11 +13,11 @@ import torch
 from lpslim import ranks
 from lpslim.architecture import Architecture
 from lpslim.config import Config
+from lpslim.engine import make_accelerator
 from lpslim.keys import canonical
 from lpslim.plan import Step, architecture_of
 from lpslim.recipe import Trainer
 from lpslim.splits import Data, example
-from lpslim.training import make_accelerator
 
 TIMED_BATCH = 32
 TIMED_STEPS = 2

@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lpslim import lookup, ranks, records, report, store
 from lpslim.config import Config
+from lpslim.engine import check_batches, make_accelerator
 from lpslim.errors import DivergenceError, RunError, UserError
 from lpslim.failures import explained
 from lpslim.outlook import Stage, lines, outlook, total
@@ -22,7 +23,6 @@ from lpslim.plan import Step, plan, recipes
 from lpslim.splits import Data
 from lpslim.stages import Pipeline
 from lpslim.survey import check_target
-from lpslim.training import check_batches, make_accelerator
 
 log = logging.getLogger(__name__)
 SHORT = 8  # characters of a key in a folder's name

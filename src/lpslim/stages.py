@@ -20,6 +20,7 @@ from lpslim import architecture, checkpoints, lookup, masking, ranks, selection,
 from lpslim.architecture import Architecture
 from lpslim.config import Config
 from lpslim.cost import Cost, layer_costs
+from lpslim.engine import Hooks, make_accelerator
 from lpslim.errors import DivergenceError
 from lpslim.evaluation import PROTOCOLS, evaluate, summarise
 from lpslim.keys import derive_seed
@@ -30,7 +31,7 @@ from lpslim.snapshots import Snapshots
 from lpslim.sparsify import Sparsifier
 from lpslim.splits import Data, example
 from lpslim.survey import share, survey
-from lpslim.training import Hooks, fit, make_accelerator
+from lpslim.training import fit
 from lpslim.units import Units, pooled, regularised_weights
 
 log = logging.getLogger(__name__)

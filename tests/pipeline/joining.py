@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from lpslim import cli
+from lpslim.engine import make_accelerator
 from lpslim.recipe import Trainer
-from lpslim.training import make_accelerator
 from tests.composing import ROOT
 from tests.pipeline.dying import PROCESSES
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lpslim import ranks, records
+from lpslim.engine import Hooks, Training
 from lpslim.errors import DivergenceError, UserError
 from lpslim.evaluation import evaluate
 from lpslim.images import TensorSplit
@@ -23,7 +24,7 @@ from lpslim.recipe import Recipe
 from lpslim.snapshots import Snapshots
 from lpslim.sparsify import Sparsifier
 from lpslim.tasks import Task
-from lpslim.training import Hooks, fit
+from lpslim.training import fit
 from tests.composing import ROOT
 from tests.pipeline.dying import TINY, facts, places
 from tests.pipeline.joining import CPU, command, start, together
@@ -342,16 +343,14 @@ def test_a_process_that_fails_alone_ends_and_leaves_no_other_waiting(tmp_path):
 
 
 def _failing(*words):
-    from lpslim import training
-
-    step = training.Training.step
+    step = Training.step
 
     def heavy(self, *batch):
         if dist.get_rank() == 1 and self.progress.step == 2:
             torch.empty(10**16)
         step(self, *batch)
 
-    training.Training.step = heavy
+    Training.step = heavy
     try:
         return command(*words)
     finally:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from lpslim.engine import Hooks, make_accelerator, make_optimizer
 from lpslim.images import splits
 from lpslim.recipe import Recipe, Trainer
 from lpslim.splits import Data
-from lpslim.training import Hooks, fit, make_accelerator, make_optimizer
+from lpslim.training import fit
 
 
 def data():
