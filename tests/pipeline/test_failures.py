@@ -192,12 +192,17 @@ def test_an_interrupted_program_says_what_is_kept_and_ends_the_sweep(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "run.py", "-m", *words], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # whoever runs the tests may ignore it, and that would be inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    while not list(tmp_path.glob("outputs/stages/baseline/*.checkpoint")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        while not list(tmp_path.glob("outputs/stages/baseline/*.checkpoint")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "\ninterrupted\nkept: a checkpoint of baseline " in said
     assert "Traceback" not in said
