@@ -46,6 +46,7 @@ GROUPS = (
 
 
 CONF = Path("conf")
+SILENT = os.environ.get("RANK", "0") != "0"  # one of several processes, of which the first speaks
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 NO_CHOICE = "Config group override must be"  # how Hydra's ValueError for model=null begins
 MISTAKES = (UserError, RunError, HydraException, OmegaConfBaseException, YAMLError)
@@ -150,6 +151,8 @@ def _unknown(key: str) -> str:
 
 def report_mistake(problem: Exception) -> None:
     """Print a mistake of the user's on the error stream, with ``--debug`` its traceback before it."""
+    if SILENT:
+        return
     if Debug.wanted:
         traceback.print_exception(problem)
     for line in explain(problem, sys.argv[1:]).splitlines():
@@ -168,6 +171,8 @@ def guarded(main: Callable[[], object]) -> None:
     With ``--debug``, or HYDRA_FULL_ERROR=1 in the environment, the traceback is shown as well.
     ``--dry-run`` is understood as ``dry_run=true``.
     """
+    if SILENT:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the program ends
     Debug.wanted = "--debug" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv if word != "--debug"]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours to write

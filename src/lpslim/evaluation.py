@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lpslim import ranks
 from lpslim.modes import evaluating
-from lpslim.splits import Split
+from lpslim.splits import WHOLE, Share, Split
 from lpslim.tasks import CLASSIFICATION, Task
 
 EVAL_BATCH = 500
@@ -22,20 +23,25 @@ def evaluate(
     forward: Callable[[Tensor], Tensor] | None = None,
     *,
     task: Task = CLASSIFICATION,
+    share: Share = WHOLE,
 ) -> dict[str, float]:
     """Return the task's metric in percent as ``accuracy``, and the mean ``loss``, over all of ``split``.
 
     ``forward`` may be a compiled or autocast form of ``model``; every module is left in the mode,
-    training or evaluation, in which it came.
+    training or evaluation, in which it came. With a ``share``, every process must be here: each evaluates
+    its own, and all get the result of the whole.
     """
     answers, truths = [], []
     loss = 0.0
     with evaluating(model):
-        for inputs, labels in split.eval_batches(EVAL_BATCH):
+        for inputs, labels in split.eval_batches(EVAL_BATCH, share):
             outputs = (forward or model)(inputs).float()
             loss += task.loss(outputs, labels, reduction="sum").item()
             answers.append(task.answers(outputs))
             truths.append(labels)
+    if share.world > 1:
+        answers, truths = [ranks.joined(answers)], [ranks.joined(truths)]
+        loss = sum(ranks.gathered([loss]))
     return {"accuracy": task.mark(torch.cat(answers), torch.cat(truths)), "loss": loss / len(split)}
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
+from lpslim import ranks
 from lpslim.errors import RunError, UserError
 from lpslim.plan import Step
 from lpslim.snapshots import Snapshots
@@ -40,7 +41,8 @@ def explained(steps: Iterable[Step]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\ninterrupted\n{_kept(steps)}\n{AGAIN}", file=sys.stderr)
+        if ranks.main():
+            print(f"\ninterrupted\n{_kept(steps)}\n{AGAIN}", file=sys.stderr)
         raise
     except Exception as problem:
         if (told := reason(problem)) is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lpslim.splits import Batch, Parts, hold_out
+from lpslim.splits import WHOLE, Batch, Parts, Share, hold_out
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TensorSplit:
         fields = ("images", "labels", "mean", "std")
         return replace(self, **{name: getattr(self, name).to(device) for name in fields})
 
-    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
+    def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one epoch of shuffled, augmented (B, C, H, W) float batches and labels (B,).
 
         All draws come from a CPU generator with ``seed``, so every device sees the same
@@ -52,20 +52,23 @@ class TensorSplit:
         order, shift, mirror = order.to(device), shift.to(device), mirror.to(device)
         edge, size = self.crop_padding, min(batch_size, count)
         height, width, channels = self.images.shape[1:]
-        each = torch.arange(size, device=device)
+        part = share.of(size)
+        own = part.stop - part.start
+        each = torch.arange(own, device=device)
         # its border stays black; the whole data set with borders would be half as large again
-        padded = self.images.new_zeros(size, height + 2 * edge, width + 2 * edge, channels)
+        padded = self.images.new_zeros(own, height + 2 * edge, width + 2 * edge, channels)
         for start in range(0, count - size + 1, size):
-            taken = slice(start, start + size)
+            taken = slice(start + part.start, start + part.stop)
             index = order[taken]
             padded[:, edge : edge + height, edge : edge + width] = self.images.index_select(0, index)
             pixels = crop_flip(padded, each, shift[:, taken], mirror[taken], (height, width))
             yield self._normalise(pixels), self.labels[index]
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every image once, in order, not augmented; the last batch may be short."""
-        for start in range(0, len(self), batch_size):
-            taken = slice(start, start + batch_size)
+    def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield every image of the share once, in order, not augmented; the last batch may be short."""
+        part = share.of(len(self))
+        for start in range(part.start, part.stop, batch_size):
+            taken = slice(start, min(start + batch_size, part.stop))
             yield self._normalise(self.images[taken]), self.labels[taken]
 
     def _normalise(self, pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lpslim.cost import Cost, LayerCost
-from lpslim.training import Hooks
+from lpslim.engine import Hooks
 from lpslim.units import regularised_weights
 
 

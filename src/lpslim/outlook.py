@@ -10,13 +10,14 @@ from functools import cache
 
 import torch
 
+from lpslim import ranks
 from lpslim.architecture import Architecture
 from lpslim.config import Config
+from lpslim.engine import make_accelerator
 from lpslim.keys import canonical
 from lpslim.plan import Step, architecture_of
 from lpslim.recipe import Trainer
 from lpslim.splits import Data, example
-from lpslim.training import make_accelerator
 
 TIMED_BATCH = 32
 TIMED_STEPS = 2
@@ -94,7 +95,8 @@ def _dense_epoch(config: Config, data: Data) -> float:
         described, shape, chosen.device, chosen.precision, chosen.channels_last, chosen.threads
     )
     # a forward is a third of a step
-    return sample * (len(data.train) + (len(data.val) + len(data.test)) / 3)
+    samples = len(data.train) + (len(data.val) + len(data.test)) / 3
+    return sample * samples / ranks.share().world
 
 
 @cache

@@ -189,6 +189,16 @@ def last_recipe(config: Config) -> Recipe:
     return config.finetune if config.retrain == "finetune" else config.baseline
 
 
+def recipes(config: Config) -> dict[str, Recipe]:
+    """Return the recipes that a run trains by, named as the configuration names them."""
+    found = {"baseline": config.baseline}
+    if config.regularizer.penalty != "none":
+        found["regularizer.train"] = config.regularizer.train
+    if config.retrain == "finetune":
+        found["finetune"] = config.finetune
+    return {key: recipe for key, recipe in found.items() if recipe.epochs}
+
+
 def penalty(config: Config) -> Penalty:
     """Return the ADMM's penalty."""
     built: Penalty = lookup.find("penalties", config.regularizer.penalty).build(

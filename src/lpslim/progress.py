@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,16 @@ class Progress:
 
     def _parts(self) -> dict[str, list[Tensor]]:
         return {"answers": self.answers, "truths": self.truths}
+
+    def seen(self) -> dict[str, list[Tensor]]:
+        """Return this process's answers and truths of the current epoch, on the CPU."""
+        return {name: [torch.cat(parts).cpu()] if parts else [] for name, parts in self._parts().items()}
+
+    def see(self, *parts: Mapping[str, list[Tensor]]) -> None:
+        """Take such answers and truths, of one process or more, in place of its own."""
+        for name, own in self._parts().items():
+            device = own[0].device if own else torch.device("cpu")
+            own[:] = [tensor.to(device) for part in parts for tensor in part[name]]
 
     def finish_epoch(self, row: dict[str, float]) -> None:
         """Note an epoch's measurements, and begin the next."""

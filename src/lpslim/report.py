@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lpslim import records, store
+from lpslim import ranks, records, store
 from lpslim.architecture import WEIGHTS
 from lpslim.config import Config
 from lpslim.errors import DivergenceError
@@ -59,7 +59,7 @@ def make_record(
         convergence=infos.get("sparsify", {}).get("convergence", []),
         curves={stage: _columns(rows) for stage, rows in curves.items()},
         seconds={stage: round(info["seconds"], 1) for stage, info in infos.items()},
-        environment=records.environment(device),
+        environment={**records.environment(device), **ranks.counted()},
         versions={stage: VERSIONS["score" if stage == "widths" else stage] for stage in keys},
         weights={stage: info["files"][WEIGHTS] for stage, info in infos.items()
                  if WEIGHTS in info.get("files", {})},

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lpslim import lookup, records, report, store
+from lpslim import lookup, ranks, records, report, store
 from lpslim.config import Config
-from lpslim.errors import DivergenceError, RunError
+from lpslim.engine import check_batches, make_accelerator
+from lpslim.errors import DivergenceError, RunError, UserError
 from lpslim.failures import explained
 from lpslim.outlook import Stage, lines, outlook, total
-from lpslim.plan import Step, plan
+from lpslim.plan import Step, plan, recipes
 from lpslim.splits import Data
 from lpslim.stages import Pipeline
 from lpslim.survey import check_target
-from lpslim.training import make_accelerator
 
 log = logging.getLogger(__name__)
 SHORT = 8  # characters of a key in a folder's name
@@ -37,52 +38,97 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]
         UserError: the data are not there, or the target cannot be met.
         RunError: it could not go on, or diverged.
     """
-    data = lookup.find("data", config.dataset.source).load(config.dataset, Path(config.work_dir) / "data")
-    steps = plan(config, data)
-    key = steps["finetune"].key
-    recorded = records.path_of(Path(config.results_dir), config.name, key)
-    if recorded.exists() and not config.dry_run:
-        return _told(records.read(recorded), recorded, config)
-    check_target(config, data)
-    foreseen = outlook(config, data, steps)
-    state = "recorded" if recorded.exists() else "no record yet"
-    print(f"{config.name}, seed {config.seed}: {state}", *lines(foreseen), f"  {total(foreseen)}", sep="\n")
+    if ranks.launched():
+        make_accelerator(config.trainer)  # the processes find each other
+    with ranks.one_fate(but=(UserError,)):
+        data = ranks.in_turn(partial(_loaded, config))
+        steps = ranks.in_turn(lambda: plan(config, data))
+        key = steps["finetune"].key
+        if len(set(ranks.gathered([key]))) > 1:
+            raise UserError("the processes of this run have different settings, or find different data")
+        check_batches(recipes(config), data)
+        recorded = records.path_of(Path(config.results_dir), config.name, key)
+        known = ranks.decided(
+            lambda: records.read(recorded) if recorded.exists() and not config.dry_run else None
+        )
+        foreseen = [] if known else ranks.decided(lambda: _foreseen(config, data, steps, recorded.exists()))
+        folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
+        if not known and not config.dry_run:
+            ranks.decided(lambda: _prepare(config, folder))
+    if known:
+        return _told(known, recorded, config)
     if config.dry_run:
         return foreseen
-    for place in ("results_dir", "work_dir"):
-        store.check_writable(Path(getattr(config, place)), place)
-    work = Path(config.work_dir)
-    folder = store.make_folder(work / "runs" / config.name / key[:SHORT], work)
-    store.refuse_links(folder)
-    store.write_json(folder / "config.json", asdict(config))
-    with explained(steps.values()), _log_file(folder / "run.log"):
-        record = _computed(config, differs, data, steps, folder)
-        with store.locked(steps["finetune"].lock):  # another process may be here with the same run
-            store.clear_scratch(recorded)
-            if not recorded.exists():
-                records.write(Path(config.results_dir), record)
+    with ranks.one_fate(), explained(steps.values()), _run_log(folder):
+        diverged, infos = _computed(config, data, steps, folder)
+        record = ranks.decided(
+            lambda: _recorded(config, differs, data, steps, infos, diverged, folder, recorded)
+        )
     return _told(record, recorded, config, folder)
 
 
+def _loaded(config: Config) -> Data:
+    data: Data = lookup.find("data", config.dataset.source).load(
+        config.dataset, Path(config.work_dir) / "data"
+    )
+    return data
+
+
+def _foreseen(config: Config, data: Data, steps: dict[str, Step], recorded: bool) -> list[Stage]:
+    """Print what will be done, if it can be done at all, and return it."""
+    check_target(config, data)
+    foreseen = outlook(config, data, steps)
+    state = "recorded" if recorded else "no record yet"
+    print(f"{config.name}, seed {config.seed}: {state}", *lines(foreseen), f"  {total(foreseen)}", sep="\n")
+    return foreseen
+
+
+def _prepare(config: Config, folder: Path) -> None:
+    """Make the run's folder, and put the configuration into it."""
+    for place in ("results_dir", "work_dir"):
+        store.check_writable(Path(getattr(config, place)), place)
+    store.make_folder(folder, Path(config.work_dir))
+    store.refuse_links(folder)
+    store.write_json(folder / "config.json", asdict(config))
+
+
 def _computed(
-    config: Config, differs: dict[str, list[Any]], data: Data, steps: dict[str, Step], folder: Path
-) -> records.Record:
-    """Find or make every stage, and fill the run's folder; a run that diverged has a record too."""
+    config: Config, data: Data, steps: dict[str, Step], folder: Path
+) -> tuple[DivergenceError | None, dict[str, dict[str, Any]]]:
+    """Find or make every stage; return where the run diverged, if it did, and what the stages say."""
     infos: dict[str, dict[str, Any]] = {}
-    diverged = None
-    with logging_redirect_tqdm(), SummaryWriter(str(folder / "tensorboard")) as writer:
+    charts = SummaryWriter(str(folder / "tensorboard")) if ranks.main() else nullcontext()
+    with logging_redirect_tqdm(), charts as writer:
         try:
             infos.update(Pipeline(config, data, steps, writer).run())
         except DivergenceError as problem:
-            diverged = problem
+            return problem, infos
+    return None, infos
+
+
+def _recorded(
+    config: Config,
+    differs: dict[str, list[Any]],
+    data: Data,
+    steps: dict[str, Step],
+    infos: dict[str, dict[str, Any]],
+    diverged: DivergenceError | None,
+    folder: Path,
+    path: Path,
+) -> records.Record:
+    """Fill the run's folder and write its record; a run that diverged has one too."""
     keys = {name: step.key for name, step in steps.items()}
-    device = str(make_accelerator(config.trainer).device)
+    device = make_accelerator(config.trainer).device.type
     record = report.make_record(config, asdict(config), differs, data, keys, infos, device, diverged)
     if not diverged:
         report.fill_folder(folder, record, steps["finetune"].folder)
         family = lookup.find("models", config.model.family)
         if hasattr(family, "accompany"):
             family.accompany(folder / "pruned", config.dataset.tokenizer)
+    with store.locked(steps["finetune"].lock):  # another run may be here with the same settings
+        store.clear_scratch(path)
+        if not path.exists():
+            records.write(Path(config.results_dir), record)
     return record
 
 
@@ -102,8 +148,11 @@ def _told(record: records.Record, path: Path, config: Config, folder: Path | Non
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
+def _run_log(folder: Path) -> Iterator[None]:
+    if not ranks.main():
+        yield
+        return
+    handler = logging.FileHandler(folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root = logging.getLogger("lpslim")
     root.setLevel(logging.INFO)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lpslim.training import Hooks
+from lpslim.engine import Hooks
 
 
 def scales(model: nn.Module) -> list[nn.Parameter]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lpslim import ranks
 from lpslim.store import file_hash
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,19 @@ class Snapshots:
         self.last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """Return the last state that was kept, on the CPU; None if there is none, or none is intact."""
+        """Return the last state that was kept, on the CPU; None if there is none, or none is intact.
+
+        Several processes must call it together, and read the same.
+        """
+        if (file := ranks.decided(self._intact)) is None:
+            return None
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state
+
+    def _intact(self) -> Path | None:
         for file in sorted(self._files(), key=os.path.getmtime, reverse=True):
             if file == self.named(file):
-                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-                return state
+                return file
             log.warning("%s: is damaged, and is not used", file)
         return None
 

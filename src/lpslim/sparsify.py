@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lpslim.admm import ADMM
+from lpslim.engine import Hooks
 from lpslim.penalties import Penalty
-from lpslim.training import Hooks
 from lpslim.units import regularised_weights
 
 

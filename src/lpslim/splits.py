@@ -15,6 +15,24 @@ WORD = 5  # a token that no vocabulary has for padding
 Batch = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes takes of a batch or of a split; together they take each sample once.
+
+    rank: which process, from 0. world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, count: int) -> slice:
+        """Return its part of ``count`` samples: equal parts, if the number of processes divides it."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
+
+WHOLE = Share()
+
+
 class Split(Protocol):
     """A split, in memory or streamed from disk. Inputs are images (B, C, H, W), or tokens (B, 3, L)."""
 
@@ -24,12 +42,15 @@ class Split(Protocol):
         """Return the same split, its batches on ``device``."""
         ...
 
-    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Yield one shuffled, augmented epoch of inputs (B, ...) and labels (B,)."""
+    def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield one shuffled, augmented epoch of inputs (B, ...) and labels (B,).
+
+        ``batch_size`` counts what all processes take together: each gets its share of every batch.
+        """
         ...
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every sample once, not augmented."""
+    def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield every sample of a share of the split once, not augmented; ``batch_size`` at a time."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from lpslim import architecture, checkpoints, lookup, masking, selection, store
+from lpslim import architecture, checkpoints, lookup, masking, ranks, selection, store
 from lpslim.architecture import Architecture
 from lpslim.config import Config
 from lpslim.cost import Cost, layer_costs
+from lpslim.engine import Hooks, make_accelerator
 from lpslim.errors import DivergenceError
 from lpslim.evaluation import PROTOCOLS, evaluate, summarise
 from lpslim.keys import derive_seed
@@ -29,7 +31,7 @@ from lpslim.snapshots import Snapshots
 from lpslim.sparsify import Sparsifier
 from lpslim.splits import Data, example
 from lpslim.survey import share, survey
-from lpslim.training import Hooks, fit, make_accelerator
+from lpslim.training import fit
 from lpslim.units import Units, pooled, regularised_weights
 
 log = logging.getLogger(__name__)
@@ -39,12 +41,15 @@ SAMPLE_BATCHES, SAMPLE_SIZE = 5, 128  # images that HRank and CHIP look at, as i
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One run on loaded data; ``writer`` takes the scalars of every epoch."""
+    """One run on loaded data; ``writer`` takes the scalars of every epoch, if this process charts them.
+
+    Of several processes the main one locks, finds, scores, prunes and writes; all of them train.
+    """
 
     config: Config
     data: Data
     steps: dict[str, Step]
-    writer: SummaryWriter
+    writer: SummaryWriter | None
 
     def run(self) -> Iterator[tuple[str, Info]]:
         """Find or make every stage, in order; yield its name and what it says of itself."""
@@ -59,28 +64,36 @@ class Pipeline:
         return self.steps["sparsify" if "sparsify" in self.steps else "baseline"].folder
 
     def _obtain(self, step: Step, make: Callable[[Step, Path], Info]) -> Info:
-        with store.locked(step.lock):
-            store.clear_scratch(step.folder)
-            if step.done and (fault := store.damage(step.folder)):
-                aside = store.set_aside(step.folder)
-                log.warning("%s %s: is damaged (%s): computed again; the damaged one is now %s",
-                            step.name, step.key, fault, aside)  # fmt: skip
-            if step.done:
-                log.info("%s %s: found, not computed again", step.name, step.key)
-                for row in step.info().get("curve", []):
-                    self._chart(step.name, row)
-            else:
-                with store.new_folder(step.folder) as scratch:
+        with ExitStack() as held:
+            ranks.decided(lambda: held.enter_context(store.locked(step.lock)))
+            if not ranks.decided(lambda: self._found(step)):
+                with ExitStack() as made:
+                    scratch = ranks.decided(lambda: made.enter_context(store.new_folder(step.folder)))
                     began = time.perf_counter()
                     try:
-                        info = make(step, scratch)
+                        trains = "recipe" in step.depends_on
+                        info = make(step, scratch) if trains else ranks.decided(lambda: make(step, scratch))
                     except DivergenceError:
-                        self._snapshots(step.name).clear()  # a second try must not go on from there
+                        ranks.decided(self._snapshots(step.name).clear)  # a second try must not go on there
                         raise
-                    info["seconds"] = time.perf_counter() - began
-                    store.seal(scratch, {**info, "depends_on": step.depends_on})
-            self._snapshots(step.name).clear()
-        return step.info()
+                    info |= {"seconds": time.perf_counter() - began, **ranks.counted()}
+                    ranks.decided(lambda: store.seal(scratch, {**info, "depends_on": step.depends_on}))
+            ranks.decided(self._snapshots(step.name).clear)
+        return ranks.decided(step.info)
+
+    def _found(self, step: Step) -> bool:
+        """Whether the stage is there and intact; clears what dead processes left. Its lock must be held."""
+        store.clear_scratch(step.folder)
+        if step.done and (fault := store.damage(step.folder)):
+            aside = store.set_aside(step.folder)
+            log.warning("%s %s: is damaged (%s): computed again; the damaged one is now %s",
+                        step.name, step.key, fault, aside)  # fmt: skip
+        if not step.done:
+            return False
+        log.info("%s %s: found, not computed again", step.name, step.key)
+        for row in step.info().get("curve", []):
+            self._chart(step.name, row)
+        return True
 
     def _snapshots(self, stage: str) -> Snapshots:
         return Snapshots(self.steps[stage].folder, self.config.trainer.checkpoint_minutes)
@@ -91,7 +104,8 @@ class Pipeline:
             seed=self.config.seed, stage=stage, hooks=hooks,
             after_epoch=lambda row: self._chart(stage, row), snapshots=self._snapshots(stage),
         )  # fmt: skip
-        return {"curve": curve, "accuracy": summarise(curve) if curve else self._measured(model)}
+        given = {} if curve else ranks.decided(lambda: self._measured(model))
+        return {"curve": curve, "accuracy": summarise(curve) if curve else given}
 
     def _measured(self, model: nn.Module) -> dict[str, float]:
         """Return the accuracy of a network that is not trained: the same under every protocol."""
@@ -102,7 +116,7 @@ class Pipeline:
 
     def _chart(self, stage: str, row: dict[str, float]) -> None:
         for name, value in row.items():
-            if name not in ("epoch", "seconds"):
+            if self.writer and name not in ("epoch", "seconds"):
                 self.writer.add_scalar(f"{stage}/{name}", value, int(row["epoch"]))
 
     def _baseline(self, _: Step, folder: Path) -> Info:
@@ -118,7 +132,7 @@ class Pipeline:
             aliases = getattr(family, "ALIASES", {})
             checkpoints.initialise(model, chosen.weights, torchvision_name(chosen), aliases)
         info = self._fit(model, "baseline", scaled(self.config.baseline, self.config.epoch_scale))
-        architecture.save(folder, model, dense)
+        ranks.decided(lambda: architecture.save(folder, model, dense))
         return info
 
     def _sparsify(self, _: Step, folder: Path) -> Info:
@@ -129,17 +143,17 @@ class Pipeline:
         recipe = scaled(chosen.train, config.epoch_scale)
         if chosen.penalty == "bn_scale":
             info = self._fit(model, "sparsify", recipe, ScaleSparsifier(model, lamb=config.lamb))
-            architecture.save(folder, model, described)
+            ranks.decided(lambda: architecture.save(folder, model, described))
             return info
         sparsifier = Sparsifier(
             model, penalty(config), lamb=config.lamb, rho=config.rho,
             form=chosen.form, updates_per_epoch=chosen.updates_per_epoch,
         )  # fmt: skip
         info = self._fit(model, "sparsify", recipe, sparsifier)
-        architecture.save(folder, model, described)
-        (folder / "Z").mkdir()
+        ranks.decided(lambda: architecture.save(folder, model, described))
+        ranks.decided((folder / "Z").mkdir)
         model.load_state_dict({**model.state_dict(), **sparsifier.sparse()})
-        architecture.save(folder / "Z", model, described)
+        ranks.decided(lambda: architecture.save(folder / "Z", model, described))
         return {**info, "convergence": sparsifier.convergence}
 
     def _scored(self) -> nn.Module:
@@ -227,5 +241,5 @@ class Pipeline:
             recipe = replace(recipe, epochs=lengthened)
         hooks = masking.MaskKeeper(model) if config.structure == "weights" else None
         info = self._fit(model, "finetune", recipe, hooks)
-        architecture.save(folder, model, described)
+        ranks.decided(lambda: architecture.save(folder, model, described))
         return info

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpslim.splits import Batch, Parts, hold_out
+from lpslim.splits import WHOLE, Batch, Parts, Share, hold_out
 
 POOL = 50  # batches that are sorted by length together: wider ones pad less, but shuffle less
 EVAL_TOKENS = 16_384  # bounds an evaluation batch's memory whatever the lengths
@@ -46,7 +46,7 @@ class TextSplit:
         fields = ("ids", "types", "starts", "labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in fields})
 
-    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
+    def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one epoch of shuffled batches, each of texts of about the same length.
 
         Texts are drawn into pools, sorted by length inside a pool and cut into batches, which come in
@@ -61,12 +61,15 @@ class TextSplit:
         for pool in torch.split(order, POOL * size):
             batches += torch.split(pool[lengths[pool].argsort(stable=True)], size)
         for i in torch.randperm(len(batches), generator=generator).tolist():
-            yield self._batch(batches[i])
+            yield self._batch(batches[i][share.of(size)])
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every text once, the shortest first, at most ``batch_size`` or so many tokens at a time."""
+    def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield the share's texts once, the shortest first, at most ``batch_size`` or so many tokens a time.
+
+        Every process gets texts of all lengths.
+        """
         lengths = self.starts.diff().cpu()
-        rest = lengths.argsort(stable=True)
+        rest = lengths.argsort(stable=True)[share.rank :: share.world]
         while len(rest):
             longest = lengths[rest[:batch_size]]
             fits = int((longest * torch.arange(1, len(longest) + 1) <= EVAL_TOKENS).sum())

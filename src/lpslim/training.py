@@ -1,4 +1,4 @@
-"""The training loop, the hooks through which the ADMM joins in, and how it goes on where it was."""
+"""The training loop, and how it goes on where it was."""
 
 from __future__ import annotations
 
@@ -6,145 +6,26 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from lpslim.errors import DivergenceError, UserError
+from lpslim import ranks
+from lpslim.engine import Hooks, Training
+from lpslim.errors import DivergenceError
 from lpslim.evaluation import evaluate
 from lpslim.keys import derive_seed
-from lpslim.progress import Curve, Progress, restored
-from lpslim.recipe import Recipe, Trainer, learning_rate
+from lpslim.progress import Curve
+from lpslim.recipe import Recipe, Trainer
 from lpslim.snapshots import Snapshots
 from lpslim.splits import Batch, Data
 
 log = logging.getLogger(__name__)
 
 LOGGED = ("train_loss", "val_accuracy", "test_accuracy", "seconds")
-GENERATORS = ("random", "random_cuda")
-CHECKED_STEPS = 10  # on an accelerator, which each look at a loss makes wait
-
-
-class Hooks:
-    """What joins the loop; a subclass overrides what it needs."""
-
-    def begin(self) -> None:
-        """Called once, when the model is on its device."""
-
-    def after_backward(self) -> None:
-        """Called when the gradients of a step are complete, before the optimiser."""
-
-    def after_step(self, step: int, steps_per_epoch: int) -> None:
-        """Called after the optimiser; ``step`` counts from 1 through all epochs."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold: tensors and numbers."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint; called after ``begin``."""
-
-
-def make_accelerator(trainer: Trainer) -> Accelerator:
-    """Return an Accelerator for this trainer; a later stage may ask for another precision."""
-    if trainer.threads:
-        torch.set_num_threads(trainer.threads)
-    wants_cpu = trainer.device == "cpu" or not torch.cuda.is_available()  # Accelerate would choose MPS
-    if trainer.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("trainer.device=cuda: PyTorch sees no CUDA device; use auto or cpu")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=wants_cpu, mixed_precision=trainer.precision)
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser of all parameters."""
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
-        )
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, recipe.lr, (recipe.momentum, 0.999), foreach=True)
-
-
-class Training:
-    """A network, its optimiser and hooks in the middle of a recipe: what a checkpoint holds.
-
-    model: is trained in place. data, device: where the accelerator is. layout: of images in memory.
-    """
-
-    def __init__(self, model: nn.Module, data: Data, recipe: Recipe, trainer: Trainer, hooks: Hooks) -> None:
-        self.accelerator = make_accelerator(trainer)
-        self.device = self.accelerator.device
-        images = len(data.shape) == 3
-        self.layout = torch.channels_last if trainer.channels_last and images else torch.contiguous_format
-        model.to(self.device).to(memory_format=self.layout)
-        self.model, self.data, self.recipe, self.hooks = model, data.to(self.device), recipe, hooks
-        wrapped, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, recipe))
-        self.forward = torch.compile(wrapped) if trainer.compile else wrapped
-        hooks.begin()
-        self.batch_size = min(recipe.batch_size, len(self.data.train))
-        self.steps_per_epoch = len(self.data.train) // self.batch_size
-        self.check_every = 1 if self.device.type == "cpu" else CHECKED_STEPS
-        self.progress = Progress()
-
-    def step(self, inputs: Tensor, labels: Tensor) -> None:
-        """Do one step of the optimiser."""
-        done, task = self.progress, self.data.task
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(done.step)
-        with self.accelerator.autocast():
-            outputs = self.forward(inputs.contiguous(memory_format=self.layout))
-            loss = task.loss(outputs.float(), labels, self.recipe.label_smoothing)
-        self.accelerator.backward(loss)
-        self.accelerator.unscale_gradients()  # of fp16's loss scale, before a penalty joins them
-        if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.hooks.after_backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        done.add(loss.detach(), task.answers(outputs.detach()), labels)
-        self.hooks.after_step(done.epoch * self.steps_per_epoch + done.step, self.steps_per_epoch)
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step of this epoch, counted from 0."""
-        return learning_rate(self.recipe, self.progress.epoch + (step + 0.5) / self.steps_per_epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the training depends on, as tensors and numbers."""
-        scaler = self.accelerator.scaler
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "hooks": self.hooks.state_dict(),
-            "scaler": scaler.state_dict() if scaler else {},
-            "progress": self.progress.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``, but for the random generators: they wait for the batches."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.hooks.load_state_dict(state["hooks"])
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.progress = restored(state["progress"], self.device)
-
-
-def _restore_random(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"]:
-        torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def fit(
@@ -167,16 +48,15 @@ def fit(
     follow from (seed, stage, epoch) alone, and for streamed images from their number of workers.
 
     With ``snapshots`` a training that was killed goes on from its last checkpoint, to the bits that it
-    would have had; ``after_epoch`` is then called for the epochs before as well.
+    would have had; ``after_epoch`` is then called for the epochs before as well. Of several processes, which
+    all call it, the main one writes the checkpoints, and each gets the same rows, but for ``seconds``.
 
     Raises:
         DivergenceError: a loss is not finite.
     """
     training = Training(model, data, recipe, trainer, hooks or Hooks())
-    generators = None
     if snapshots and (kept := snapshots.load()):
         training.load_state_dict(kept)
-        generators = {name: kept[name] for name in GENERATORS}
         del kept
         log.info(
             "%s: goes on after epoch %d, step %d", stage, training.progress.epoch, training.progress.step
@@ -185,11 +65,11 @@ def fit(
             after_epoch(row)
     done, steps = training.progress, training.steps_per_epoch
     bar = tqdm(total=recipe.epochs * steps, initial=done.epoch * steps + done.step, desc=stage,
-               disable=None, dynamic_ncols=True)  # fmt: skip
+               disable=None if ranks.main() else True, dynamic_ncols=True)  # fmt: skip
     while done.epoch < recipe.epochs:
         began = time.perf_counter() - done.spent
         model.train()
-        for inputs, labels in _batches(training, seed, stage, generators):
+        for inputs, labels in _batches(training, seed, stage):
             training.step(inputs, labels)
             bar.update()
             if done.step % training.check_every == 0:
@@ -197,12 +77,12 @@ def fit(
             if done.step % 10 == 0 and not bar.disable:
                 note = f"epoch {done.epoch + 1}/{recipe.epochs}, loss {float(done.loss_sum) / done.step:.3f}"
                 bar.set_postfix_str(note + _best(done.curve))
-            if snapshots and snapshots.due:
+            if snapshots and training.due(snapshots):
                 done.check(stage)
                 done.spent = time.perf_counter() - began
-                snapshots.save(training.state_dict())
+                ranks.decided(partial(snapshots.save, training.state_dict()))
         done.check(stage)
-        generators = None
+        training.generators = None
         row = _measured(training, stage, began)
         done.finish_epoch(row)
         after_epoch(row)
@@ -213,25 +93,28 @@ def fit(
     return done.curve
 
 
-def _batches(training: Training, seed: int, stage: str, generators: dict[str, Any] | None) -> Iterator[Batch]:
+def _batches(training: Training, seed: int, stage: str) -> Iterator[Batch]:
     """Yield what is left of the current epoch, every generator as if nothing had happened before."""
-    done = training.progress
+    done, share = training.progress, training.share
     if done.step == training.steps_per_epoch:
         return
-    torch.manual_seed(derive_seed(seed, stage, "forward", done.epoch))  # for dropout and its like
+    apart = [share.rank] if share.rank else []
+    torch.manual_seed(derive_seed(seed, stage, "forward", done.epoch, *apart))  # for dropout and its like
     order = derive_seed(seed, stage, "batches", done.epoch)
-    batches = training.data.train.train_batches(training.batch_size, order)
+    batches = training.data.train.train_batches(training.batch_size, order, share)
     for _ in islice(batches, done.step):
         pass  # drawn once more, for what follows from them
-    if generators:
-        _restore_random(generators)
+    training.restore_random()
     yield from batches
 
 
 def _measured(training: Training, stage: str, began: float) -> dict[str, float]:
     """Return the row of an epoch whose steps are done."""
     done, data = training.progress, training.data
-    val, test = (evaluate(training.model, part, task=data.task) for part in (data.val, data.test))
+    ranks.same_buffers(training.model)
+    val, test = (
+        evaluate(training.model, part, task=data.task, share=training.share) for part in (data.val, data.test)
+    )
     for loss in (val["loss"], test["loss"]):
         if not math.isfinite(loss):  # the last step broke the weights
             raise DivergenceError(stage, done.epoch + 1, done.step, loss, done.curve)
@@ -239,7 +122,7 @@ def _measured(training: Training, stage: str, began: float) -> dict[str, float]:
         "epoch": done.epoch + 1,
         "lr": training.rate(done.step - 1),
         "train_loss": float(done.loss_sum) / training.steps_per_epoch,
-        "train_accuracy": data.task.mark(torch.cat(done.answers), torch.cat(done.truths)),
+        "train_accuracy": data.task.mark(ranks.joined(done.answers), ranks.joined(done.truths)),
         "val_accuracy": val["accuracy"],
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],

@@ -10,12 +10,13 @@ from PIL import Image
 from torch import nn
 
 from lpslim.data.imagefolder import StreamedSplit
+from lpslim.engine import Hooks
 from lpslim.masking import MaskKeeper
 from lpslim.penalties.lp import Lp
 from lpslim.recipe import Recipe, Trainer
 from lpslim.snapshots import Snapshots
 from lpslim.sparsify import Sparsifier
-from lpslim.training import Hooks, fit
+from lpslim.training import fit
 from tests.unit.test_training import data
 
 TRAINER = Trainer(device="cpu", threads=1)
@@ -125,7 +126,7 @@ def check_goes_on(folder, source, join, recipe, step):
 
 def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
     model, curve, _ = trained(data(), sparse, tmp_path)
-    monkeypatch.setattr("lpslim.training.Training.step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("lpslim.engine.Training.step", lambda *_: pytest.fail("trained again"))
     again, rows, _ = trained(data(), sparse, tmp_path)
     assert rows[:-1] == curve[:-1]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

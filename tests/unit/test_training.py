@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from lpslim.engine import Hooks, make_accelerator, make_optimizer
 from lpslim.images import splits
 from lpslim.recipe import Recipe, Trainer
 from lpslim.splits import Data
-from lpslim.training import Hooks, fit, make_accelerator, make_optimizer
+from lpslim.training import fit
 
 
 def data():
@@ -91,6 +92,15 @@ def test_the_bound_is_on_the_losss_gradient_and_the_penaltys_joins_after_it():
         stage="sparsify", hooks=pull)  # fmt: skip
     moved = torch.cat([(s - p).flatten() for p, s in zip(layer.parameters(), start, strict=True)])
     assert moved.tolist() == pytest.approx([0.1] * len(moved), abs=2e-6)
+
+
+def test_batch_norm_over_all_processes_has_the_same_names_and_tensors():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.BatchNorm2d(4)))
+    kept = dict(model.state_dict(keep_vars=True))
+    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model).state_dict(keep_vars=True)
+    assert isinstance(model[1][0], nn.SyncBatchNorm)
+    assert list(shared) == list(kept)
+    assert all(shared[name] is tensor for name, tensor in kept.items())
 
 
 def test_without_cuda_the_device_is_the_cpu(monkeypatch):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from lpslim.errors import UserError
 from lpslim.folders import check_count, list_images, opened
-from lpslim.splits import Batch, Data, hold_out
+from lpslim.splits import WHOLE, Batch, Data, Share, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
 LOOKED_AT = 9
@@ -60,28 +61,38 @@ class StreamedSplit:
         """Return the same split, its batches delivered on ``device``."""
         return replace(self, device=device)
 
-    def train_batches(self, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Yield one shuffled, augmented epoch of (B, C, H, W) float images and labels (B,)."""
+    def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield one shuffled, augmented epoch of (B, C, H, W) float images and labels (B,).
+
+        Every process draws the same order, decodes its own images, and augments them by draws of its own.
+        """
         steps = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)]
-        loader = self._loader(steps, batch_size, shuffle=True, drop_last=True, seed=seed)
-        return self._on_device(loader)
+        generator = torch.Generator().manual_seed(seed)
+        order = BatchSampler(RandomSampler(self.samples, generator=generator), batch_size, drop_last=True)
+        batches = (batch[share.of(batch_size)] for batch in order)
+        return self._loaded(steps, batches, generator, share.rank * self.workers)
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every image once, in order."""
+    def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield every image of the share once, in order."""
         steps = [v2.Resize(round(self.size * 256 / 224)), v2.CenterCrop(self.size)]
-        return self._on_device(self._loader(steps, batch_size, shuffle=False, drop_last=False, seed=0))
+        order = range(len(self))[share.of(len(self))]
+        batches = (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+        return self._loaded(steps, batches, torch.Generator().manual_seed(0))
 
-    def _loader(self, steps: list[Any], batch_size: int, *, shuffle: bool, drop_last: bool, seed: int) -> Any:
+    def _loaded(
+        self, steps: list[Any], batches: Iterator[Sequence[int]], generator: torch.Generator, others: int = 0
+    ) -> Iterator[Batch]:
+        """Yield the batches of image numbers; ``others``: workers of the processes before this one."""
         finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-        return DataLoader(
+        loader = DataLoader(
             _Decoded(self.samples, v2.Compose([*steps, *finish])),
-            batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
+            batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.workers,
-            generator=torch.Generator().manual_seed(seed),  # orders the images and seeds the workers
+            generator=generator,  # orders the images and seeds the workers
+            worker_init_fn=partial(_draw_apart, others) if others else None,
             pin_memory=self.device.type == "cuda",
         )
+        return self._on_device(loader)
 
     def _on_device(self, loader: Any) -> Iterator[Batch]:
         try:
@@ -92,6 +103,11 @@ class StreamedSplit:
             raise UserError(
                 str(problem).strip().splitlines()[-1].partition("UserError: ")[2] or problem
             ) from None
+
+
+def _draw_apart(others: int, _: int) -> None:
+    """Seed a worker as the one after ``others``, or those of the same number would draw the same."""
+    torch.manual_seed(torch.initial_seed() + others)
 
 
 def reading(settings: Any) -> dict[str, Any]:
