@@ -36,6 +36,7 @@ LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "fin
          "dataset.max_length": 128, "dataset.tokenizer": "", "trainer.checkpoint_minutes": 10.0,
          **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
             for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
+SOURCES = (":/src", ":/conf", ":/run.py")  # git: from the top, wherever it is asked
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
 
@@ -187,7 +188,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         **{package: version(package) for package in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", "src", "conf", "run.py")),
+        "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)),
     }
 
 
