@@ -120,6 +120,8 @@ class SweepSummary(Callback):
     def _settled(self) -> list[Job]:
         """Return the jobs, once workers that are being ended with the launcher had time to go."""
         assert self.folder
+        if ray := sys.modules.get("ray"):
+            ray.shutdown()  # its jobs end with the program that asked for them
         until = time.monotonic() + PATIENCE
         found = jobs.read(self.folder, self.planned)
         while any(job.state == "running" for job in found) and time.monotonic() < until:
