@@ -48,6 +48,7 @@ GROUPS = (
 CONF = Path("conf")
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 NO_CHOICE = "Config group override must be"  # how Hydra's ValueError for model=null begins
+NO_SLURM = 'Could not detect "srun"'  # how submitit's RuntimeError begins
 NO_PLUGIN = re.compile(r"Could not (?:find|load) 'hydra/(launcher|sweeper)/(\w+)_plugin'")  # see _make_room
 EXTRAS = {
     "submitit_slurm": "slurm",
@@ -145,6 +146,8 @@ def explain(problem: Exception, arguments: list[str]) -> str:
         kind, plugin = lacking.groups()
         extra = EXTRAS.get(plugin, plugin)
         return f"hydra/{kind}={plugin}: not installed; python -m pip install -e '.[{extra}]'"
+    if text.startswith(NO_SLURM):
+        return "hydra/launcher=submitit_slurm: no srun here; start the sweep where SLURM's commands are"
     given = {a.lstrip("+~").split("=")[0]: a for a in arguments if "=" in a}
     if missing := re.search(r"Could not find '([^']+)'", text):
         group = next((g for g in GROUPS if missing[1].startswith(g + "/")), None)
@@ -198,7 +201,7 @@ def guarded(main: Callable[[], object]) -> None:
     except Exception as problem:
         if SweepSummary.running and (code := SweepSummary.running.close(problem)):
             sys.exit(code)  # the summary has said it
-        if not isinstance(problem, MISTAKES) and not str(problem).startswith(NO_CHOICE):
+        if not isinstance(problem, MISTAKES) and not str(problem).startswith((NO_CHOICE, NO_SLURM)):
             raise
         report_mistake(problem)
         sys.exit(code_of(problem))

@@ -89,7 +89,10 @@ class SweepSummary(Callback):
             self.close()
             print("error: the sweep has no job: a pattern such as glob(...) matches nothing", file=sys.stderr)
             sys.exit(2)
-        if code := self.close():
+        code = self.close()
+        if self.objective:
+            print(f"best trials: {config.hydra.sweep.dir}/optimization_results.yaml")
+        if code:
             sys.exit(code)
 
     def close(self, problem: Exception | None = None, interrupted: bool = False) -> int:
