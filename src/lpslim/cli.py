@@ -16,9 +16,8 @@ from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -27,6 +26,7 @@ from yaml import YAMLError
 from lpslim.config import Config, check
 from lpslim.errors import RunError, UserError
 from lpslim.records import PLACES, flat
+from lpslim.sweep import SweepSummary
 
 if TYPE_CHECKING:  # slow to import, and a refused configuration does not need it
     from lpslim.outlook import Stage
@@ -49,6 +49,12 @@ CONF = Path("conf")
 SILENT = os.environ.get("RANK", "0") != "0"  # one of several processes, of which the first speaks
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 NO_CHOICE = "Config group override must be"  # how Hydra's ValueError for model=null begins
+NO_SLURM = 'Could not detect "srun"'  # how submitit's RuntimeError begins
+NO_PLUGIN = re.compile(r"Could not (?:find|load) 'hydra/(launcher|sweeper)/(\w+)_plugin'")  # see _make_room
+EXTRAS = {
+    "submitit_slurm": "slurm",
+    "submitit_local": "slurm",
+}  # where pyproject.toml's extra is not called as the plugin is
 MISTAKES = (UserError, RunError, HydraException, OmegaConfBaseException, YAMLError)
 RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would stand in the record; ${p} may
 
@@ -59,6 +65,19 @@ def register(conf: Path) -> None:
     CONF = conf
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("lpslim.groups", _groups, replace=True)
+    _make_room(conf)
+
+
+def _make_room(conf: Path) -> None:
+    """Let ``hydra/launcher=joblib`` mean our file of that name, and call the plugin's own ``joblib_plugin``.
+
+    Ours says in its defaults that it begins with the plugin's, whose types then hold.
+    """
+    Plugins.instance()  # they make theirs known when they are found
+    for path in [*conf.glob("hydra/launcher/*.yaml"), *conf.glob("hydra/sweeper/*.yaml")]:
+        known = ConfigStore.instance().repo["hydra"][path.parent.name]
+        if path.name in known:
+            known[f"{path.stem}_plugin.yaml"] = known.pop(path.name)
 
 
 def _choices(group: str) -> list[str]:
@@ -124,6 +143,12 @@ def explain(problem: Exception, arguments: list[str]) -> str:
         return f"{problem.override}: cannot be read as key=value; quote what is special: 'key=\"a b\"'"
     if isinstance(problem, YAMLError):
         return "a configuration file is no plain YAML: " + " ".join(text.split())
+    if lacking := NO_PLUGIN.search(text):
+        kind, plugin = lacking.groups()
+        extra = EXTRAS.get(plugin, plugin)
+        return f"hydra/{kind}={plugin}: not installed; python -m pip install -e '.[{extra}]'"
+    if text.startswith(NO_SLURM):
+        return "hydra/launcher=submitit_slurm: no srun here; start the sweep where SLURM's commands are"
     given = {a.lstrip("+~").split("=")[0]: a for a in arguments if "=" in a}
     if missing := re.search(r"Could not find '([^']+)'", text):
         group = next((g for g in GROUPS if missing[1].startswith(g + "/")), None)
@@ -173,22 +198,21 @@ def guarded(main: Callable[[], object]) -> None:
     """
     if SILENT:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the program ends
-    Debug.wanted = "--debug" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    Debug.wanted = SweepSummary.traces = "--debug" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
     sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv if word != "--debug"]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours to write
     try:
         main()
     except Exception as problem:
-        if not isinstance(problem, MISTAKES) and not str(problem).startswith(NO_CHOICE):
+        if SweepSummary.running and (code := SweepSummary.running.close(problem)):
+            sys.exit(code)  # the summary has said it
+        if not isinstance(problem, MISTAKES) and not str(problem).startswith((NO_CHOICE, NO_SLURM)):
             raise
-        if SweepSummary.jobs:  # Hydra raises one job's mistake once all have ended
-            SweepSummary.show()
-        else:
-            report_mistake(problem)
+        report_mistake(problem)
         sys.exit(code_of(problem))
     except KeyboardInterrupt:
-        if SweepSummary.jobs:
-            SweepSummary.show()
+        if SweepSummary.running:
+            SweepSummary.running.close(interrupted=True)
         sys.exit(INTERRUPTED)
 
 
@@ -200,59 +224,16 @@ def code_of(problem: Exception) -> int:
 def task(composed: DictConfig) -> Path | list[Stage] | None:
     """Do one run of the command line; what stops a single run ends the program with its exit code.
 
-    In a sweep it is raised, so that the other jobs go on and the summary names it.
+    In a sweep it is raised, in words for the user, so that the other jobs go on and the summary names it.
     """
     from lpslim.runs import execute  # slow to import, and a refused configuration does not need it
 
     try:
         return execute(checked(composed), differences(composed))
-    except (UserError, RunError) as problem:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        report_mistake(problem)
-        sys.exit(code_of(problem))
-
-
-class SweepSummary(Callback):
-    """Hydra callback: after a sweep in one process, says what became of each job.
-
-    The notes belong to the class: Hydra makes the object, and raises past it when a job has failed.
-    """
-
-    jobs: ClassVar[list[str]] = []
-    foreseen: ClassVar[list[Stage]] = []
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Note one job's end."""
-        overrides = " ".join(job_return.overrides or [])
+    except MISTAKES as problem:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            return
-        if job_return.status == JobStatus.COMPLETED:
-            self.jobs.append(f"  done    {overrides}")
-            if isinstance(job_return.return_value, list):
-                self.foreseen.extend(job_return.return_value)
-        else:
-            if Debug.wanted:
-                traceback.print_exception(job_return._return_value)
-            problem = explain(job_return._return_value, list(job_return.overrides or []))
-            self.jobs.append(f"  FAILED  {overrides}: {problem.splitlines()[0]}")
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the list.
-
-        A sweep without a job, whose pattern such as glob(...) matched nothing, ends with code 2.
-        """
-        if not self.jobs:
-            print("error: the sweep has no job: a pattern such as glob(...) matches nothing", file=sys.stderr)
-            sys.exit(2)  # Hydra would turn an exception into a warning and code 0
-        self.show()
-
-    @classmethod
-    def show(cls) -> None:
-        """Print what became of the jobs, and after a dry run what all together have left to do."""
-        failed = sum(line.startswith("  FAILED") for line in cls.jobs)
-        print(f"sweep: {len(cls.jobs)} jobs, {failed} failed", *cls.jobs, sep="\n")
-        if cls.foreseen:
-            from lpslim.outlook import total  # as in task
-
-            print(f"all together: {total(cls.foreseen)}")
+            report_mistake(problem)
+            sys.exit(code_of(problem))
+        if isinstance(problem, UserError | RunError):
+            raise
+        raise UserError(explain(problem, list(HydraConfig.get().overrides.task))) from problem

@@ -16,15 +16,18 @@ from lpslim.cli import checked
 from tests.composing import ROOT, composed
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"python run\.py [^`\n#]+", README)))
+SWEEPS = (ROOT / "docs" / "sweeps.md").read_text()
+COMMANDS = sorted(
+    {c for c in re.findall(r"python run\.py [^`\n#]+", README + SWEEPS) if not c.endswith("...")}
+)
 TARGETS = sorted(set(re.findall(r"make ([a-z0-9-]+)", README)))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def first_of_each(words: list[str]) -> list[str]:
-    """A sweep's first job."""
+    """A sweep's first job, whatever launches it."""
     parsed = OverridesParser.create().parse_overrides(
-        [w for w in words if w not in ("-m", "--help", "--dry-run")]
+        [w for w in words if w not in ("-m", "--help", "--dry-run") and not w.startswith("hydra")]
     )
     return [
         f"{o.key_or_group}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else o.input_line
