@@ -29,8 +29,8 @@ def test_the_knee_is_that_of_the_penalty():
     assert f"|z| = {Lp(5, 1).knee:.3f}" in PAGE
 
 
-def accuracy(row, stage="finetune"):
-    (found,) = [r for r in records.read_all(ROOT / "results") if r.experiment == row and r.seed == 0]
+def accuracy(row, stage="finetune", seed=0):
+    (found,) = [r for r in records.read_all(ROOT / "results") if r.experiment == row and r.seed == seed]
     return found.accuracy[stage]["last"]
 
 
@@ -99,6 +99,15 @@ def test_the_encoders_differences_are_those_of_the_records():
     assert f"on CoLA they are {plain['cola'] - chance['cola']:.2f}\nbelow" in BERT
     before = [accuracy(f"minilm_glue/stsb_{method}", "prune") for method in ("random", "lp", "no_admm")]
     assert "on STS-B {:.2f} for random, {:.2f} and {:.2f} for the other two".format(*before) in BERT
+
+
+def test_a_second_seed():
+    rows = ("lp", "no_admm", "random")
+    first, second = ([accuracy(f"minilm_glue/stsb_{row}", seed=seed) for row in rows] for seed in (0, 1))
+    dense = accuracy("minilm_glue/stsb_lp", "baseline", seed=1)
+    assert "dense {:.2f}, Lp-ADMM {:.2f}, magnitude {:.2f}, random {:.2f}.".format(dense, *second) in BERT
+    assert f"Random fell by {first[2] - second[2]:.2f}\npoints" in BERT
+    assert f"Lp-ADMM is {first[0] - first[1]:.2f} and {second[0] - second[1]:.2f} points above" in BERT
 
 
 @pytest.mark.parametrize(("method", "name"), [("lp", "heads and neurons"), ("heads", "heads alone"),
