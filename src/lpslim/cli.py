@@ -29,7 +29,7 @@ from lpslim.records import PLACES, flat
 from lpslim.sweep import SweepSummary
 
 if TYPE_CHECKING:  # slow to import, and a refused configuration does not need it
-    from lpslim.outlook import Stage
+    from lpslim.outlook import Outcome
 
 GROUPS = (
     "model",
@@ -221,7 +221,7 @@ def code_of(problem: Exception) -> int:
     return 1 if isinstance(problem, RunError) else 2
 
 
-def task(composed: DictConfig) -> Path | list[Stage] | None:
+def task(composed: DictConfig) -> Outcome | None:
     """Do one run of the command line; what stops a single run ends the program with its exit code.
 
     In a sweep it is raised, in words for the user, so that the other jobs go on and the summary names it.

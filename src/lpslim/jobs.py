@@ -21,7 +21,8 @@ class Job:
     """A job: its overrides, and its state: done, failed, lost, running, or waiting (not begun).
 
     problem: what a failed one said, on one line; code: the exit code that it gives; trace: its traceback;
-    surprise: whether nobody foresaw it. foreseen: the stages of a dry run, as dictionaries.
+    surprise: whether nobody foresaw it. stages: those that it found or computed, or with ``dry`` would, as
+    dictionaries.
     """
 
     overrides: str
@@ -30,7 +31,8 @@ class Job:
     code: int = 0
     trace: str = ""
     surprise: bool = False
-    foreseen: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    dry: bool = False
 
 
 def begin(folder: Path, number: int, overrides: str) -> None:

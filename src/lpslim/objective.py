@@ -27,13 +27,13 @@ def check(names: Sequence[str]) -> None:
             raise UserError(f"hydra.callbacks.summary.objective={name}: must be among {', '.join(MEASURES)}")
 
 
-def values(recorded: object, names: Sequence[str]) -> tuple[float, ...]:
-    """Return the named measures of the record at the path ``recorded``, in order.
+def values(recorded: Path | None, names: Sequence[str]) -> tuple[float, ...]:
+    """Return the named measures of a record, in order.
 
     Raises:
         UserError: there is no record, as after a dry run.
     """
-    if not isinstance(recorded, Path):
+    if recorded is None:
         raise UserError("dry_run=true: a search needs what its runs measure")
     record = records.read(recorded)
     return tuple(float(MEASURES[name](record)) for name in names)

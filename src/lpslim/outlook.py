@@ -1,4 +1,4 @@
-"""What a run will do before it does it: stages found and to do, epochs, and about how long."""
+"""What a run will do before it does it, and what it did: stages found and computed, epochs, time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -25,13 +26,27 @@ TIMED_STEPS = 2
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as it is foreseen: ``seconds`` is an estimate, 0 for what is found or trains nothing."""
+    """A stage of a run: ``done`` before it, and so found, or to be computed, in ``seconds``.
+
+    Of one to come ``seconds`` is an estimate, 0 where nothing is trained; of one that is found it is 0.
+    """
 
     name: str
     key: str
     done: bool
     epochs: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: its record, and its stages as they were found or computed.
+
+    A dry run has no record, and its stages are those foreseen.
+    """
+
+    stages: list[Stage]
+    record: Path | None = None
 
 
 def outlook(config: Config, data: Data, steps: dict[str, Step]) -> list[Stage]:
@@ -54,13 +69,30 @@ def outlook(config: Config, data: Data, steps: dict[str, Step]) -> list[Stage]:
     return foreseen
 
 
-def total(foreseen: Iterable[Stage]) -> str:
+def total(foreseen: Sequence[Stage]) -> str:
     """Return a line on what is left to do, each stage counted once however many runs share it."""
     distinct = {stage.key: stage for stage in foreseen}.values()
     ahead = [stage for stage in distinct if not stage.done]
-    epochs, found = sum(stage.epochs for stage in ahead), len(distinct) - len(ahead)
-    time_left = f", about {duration(sum(stage.seconds for stage in ahead))}" if epochs else ""
-    return f"{found} stages found, {len(ahead)} to do: {_epochs(epochs)}{time_left}"
+    time_left = f", about {duration(sum(stage.seconds for stage in ahead))}" if _sum(ahead) else ""
+    found = len(distinct) - len(ahead)
+    return f"{found} stages found, {len(ahead)} to do: {_with_and_without(ahead, foreseen)}{time_left}"
+
+
+def account(stages: Sequence[Stage]) -> str:
+    """Return a line on what runs have computed, by the stages of all of them."""
+    made = [stage for stage in stages if not stage.done]
+    took = f", {duration(sum(stage.seconds for stage in made))}" if made else ""
+    return f"{len(made)} stages computed: {_with_and_without(made, stages)}{took}"
+
+
+def _with_and_without(made: Sequence[Stage], asked: Sequence[Stage]) -> str:
+    """Return the epochs of what is computed, and those of every run by itself where that is more."""
+    alone = f" ({_sum(asked)} if nothing were shared)" if _sum(asked) > _sum(made) else ""
+    return f"{_epochs(_sum(made))}{alone}"
+
+
+def _sum(stages: Iterable[Stage]) -> int:
+    return sum(stage.epochs for stage in stages)
 
 
 def _epochs(count: int) -> str:

@@ -18,7 +18,7 @@ from lpslim.config import Config
 from lpslim.engine import check_batches, make_accelerator
 from lpslim.errors import DivergenceError, RunError, UserError
 from lpslim.failures import explained
-from lpslim.outlook import Stage, lines, outlook, total
+from lpslim.outlook import Outcome, Stage, account, lines, outlook, total
 from lpslim.plan import Step, plan, recipes
 from lpslim.splits import Data
 from lpslim.stages import Pipeline
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 SHORT = 8  # characters of a key in a folder's name
 
 
-def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]:
-    """Do what ``config`` (already checked) asks; return the record's path, or a dry run's outlook.
+def execute(config: Config, differs: dict[str, list[Any]]) -> Outcome:
+    """Do what ``config`` (already checked) asks.
 
     Finished stages are found again by their keys. A run whose record exists is not repeated.
     ``differs`` is what sets it apart from the experiment file that it names, for the record.
@@ -56,15 +56,18 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Path | list[Stage]
         if not known and not config.dry_run:
             ranks.decided(lambda: _prepare(config, folder))
     if known:
-        return _told(known, recorded, config)
+        _tell(known, config, f"record: {recorded} (measured before; results_dir=<folder> measures it anew)")
+        return Outcome(_recalled(known), recorded)
     if config.dry_run:
-        return foreseen
+        return Outcome(foreseen)
+    stages: list[Stage] = []
     with ranks.one_fate(), explained(steps.values()), _run_log(folder):
-        diverged, infos = _computed(config, data, steps, folder)
+        diverged, infos = _computed(config, data, steps, folder, stages)
         record = ranks.decided(
             lambda: _recorded(config, differs, data, steps, infos, diverged, folder, recorded)
         )
-    return _told(record, recorded, config, folder)
+    _tell(record, config, f"{account(stages)}\nrun folder: {folder}\nrecord: {recorded}")
+    return Outcome(stages, recorded)
 
 
 def _loaded(config: Config) -> Data:
@@ -92,15 +95,27 @@ def _prepare(config: Config, folder: Path) -> None:
     store.write_json(folder / "config.json", asdict(config))
 
 
+def _recalled(record: records.Record) -> list[Stage]:
+    """Return the stages of a run that was recorded before."""
+    lengths = {stage: len(curve["train_loss"]) for stage, curve in record.curves.items()}
+    return [Stage(name, key, True, lengths.get(name, 0), 0.0) for name, key in record.stages.items()]
+
+
 def _computed(
-    config: Config, data: Data, steps: dict[str, Step], folder: Path
+    config: Config, data: Data, steps: dict[str, Step], folder: Path, stages: list[Stage]
 ) -> tuple[DivergenceError | None, dict[str, dict[str, Any]]]:
-    """Find or make every stage; return where the run diverged, if it did, and what the stages say."""
+    """Find or make every stage; return where the run diverged, if it did, and what the stages say.
+
+    Those that ended are added to ``stages``.
+    """
     infos: dict[str, dict[str, Any]] = {}
     charts = SummaryWriter(str(folder / "tensorboard")) if ranks.main() else nullcontext()
     with logging_redirect_tqdm(), charts as writer:
         try:
-            infos.update(Pipeline(config, data, steps, writer).run())
+            for name, found, info in Pipeline(config, data, steps, writer).run():
+                infos[name] = info
+                seconds, epochs = 0.0 if found else info["seconds"], len(info.get("curve", []))
+                stages.append(Stage(name, steps[name].key, found, epochs, seconds))
         except DivergenceError as problem:
             return problem, infos
     return None, infos
@@ -132,19 +147,16 @@ def _recorded(
     return record
 
 
-def _told(record: records.Record, path: Path, config: Config, folder: Path | None = None) -> Path:
-    """Print what a run gave, computed in ``folder`` or found; return its record's path.
+def _tell(record: records.Record, config: Config, more: str) -> None:
+    """Print what a run gave.
 
     Raises:
         RunError: it diverged.
     """
-    again = "measured before; results_dir=<folder> measures it anew"
-    told = f"run folder: {folder}\nrecord: {path}" if folder else f"record: {path} ({again})"
     summary = report.summary(record, config.selection)
     if record.diverged:
-        raise RunError(f"{summary}\n{told}\na lower learning rate may help")
-    print(summary, told, sep="\n")
-    return path
+        raise RunError(f"{summary}\n{more}\na lower learning rate may help")
+    print(summary, more, sep="\n")
 
 
 @contextmanager

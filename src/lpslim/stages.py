@@ -51,22 +51,22 @@ class Pipeline:
     steps: dict[str, Step]
     writer: SummaryWriter | None
 
-    def run(self) -> Iterator[tuple[str, Info]]:
-        """Find or make every stage, in order; yield its name and what it says of itself."""
+    def run(self) -> Iterator[tuple[str, bool, Info]]:
+        """Find or make every stage, in order; yield its name, whether it was found, and what it says."""
         makers = {"baseline": self._baseline, "sparsify": self._sparsify, "widths": self._score,
                   "score": self._score, "prune": self._prune, "finetune": self._finetune}  # fmt: skip
         for name, step in self.steps.items():
-            yield name, self._obtain(step, makers[name])
+            yield name, *self._obtain(step, makers[name])
 
     @property
     def _trunk(self) -> Path:
         """The folder of the network that is scored and pruned."""
         return self.steps["sparsify" if "sparsify" in self.steps else "baseline"].folder
 
-    def _obtain(self, step: Step, make: Callable[[Step, Path], Info]) -> Info:
+    def _obtain(self, step: Step, make: Callable[[Step, Path], Info]) -> tuple[bool, Info]:
         with ExitStack() as held:
             ranks.decided(lambda: held.enter_context(store.locked(step.lock)))
-            if not ranks.decided(lambda: self._found(step)):
+            if not (found := ranks.decided(lambda: self._found(step))):
                 with ExitStack() as made:
                     scratch = ranks.decided(lambda: made.enter_context(store.new_folder(step.folder)))
                     began = time.perf_counter()
@@ -79,7 +79,7 @@ class Pipeline:
                     info |= {"seconds": time.perf_counter() - began, **ranks.counted()}
                     ranks.decided(lambda: store.seal(scratch, {**info, "depends_on": step.depends_on}))
             ranks.decided(self._snapshots(step.name).clear)
-        return ranks.decided(step.info)
+        return found, ranks.decided(step.info)
 
     def _found(self, step: Step) -> bool:
         """Whether the stage is there and intact; clears what dead processes left. Its lock must be held."""

@@ -73,12 +73,15 @@ class SweepSummary(Callback):
         """Note the job's end; where a sweeper searches, give it the values that it asked for."""
         if not self.folder:
             return
+        job = ended(job_return)
         if self.objective and job_return.status == JobStatus.COMPLETED:
             try:
-                job_return.return_value = objective.values(job_return.return_value, self.objective)
+                recorded = job_return.return_value.record
+                job_return.return_value = objective.values(recorded, self.objective)
             except UserError as problem:
                 job_return.status, job_return.return_value = JobStatus.FAILED, problem
-        jobs.end(self.folder, config.hydra.job.num, ended(job_return))
+                job = ended(job_return)
+        jobs.end(self.folder, config.hydra.job.num, job)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the list; a job's failure that the sweeper took lightly gives its exit code all the same.
@@ -152,9 +155,7 @@ def ended(job_return: JobReturn) -> Job:
     overrides = " ".join(job_return.overrides or [])
     if job_return.status == JobStatus.COMPLETED:
         gave = job_return.return_value
-        return Job(
-            overrides, "done", foreseen=[asdict(stage) for stage in gave] if type(gave) is list else []
-        )
+        return Job(overrides, "done", stages=[asdict(stage) for stage in gave.stages], dry=not gave.record)
     problem = job_return._return_value
     surprise = not isinstance(problem, UserError | RunError)
     return Job(
@@ -181,8 +182,9 @@ def summary(found: Sequence[Job], lost: str = "lost") -> list[str]:
         reason = job.problem or SAID.get(state)
         if state in WORDS:
             lines.append(f"{WORDS[state]}{job.overrides}{f': {reason}' if reason else ''}")
-    if foreseen := [stage for job in found for stage in job.foreseen]:
-        from lpslim.outlook import Stage, total  # slow to import, and few sweeps need it
+    if stages := [stage for job in found for stage in job.stages]:
+        from lpslim.outlook import Stage, account, total  # slow to import, and a refused job does not need it
 
-        lines.append(f"all together: {total(Stage(**stage) for stage in foreseen)}")
+        told = total if any(job.dry for job in found) else account
+        lines.append(f"all together: {told([Stage(**stage) for stage in stages])}")
     return lines

@@ -13,13 +13,14 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def run(shared):
-    """Run the tiny pipeline with some overrides; returns (config, record path or None)."""
+    """Run the tiny pipeline with some overrides; returns (config, record path; of a dry run the stages)."""
 
     def go(*overrides, work=None):
         work = work or shared
         places = (f"work_dir={work}/outputs", f"results_dir={work}/results")
         # the last profile word wins, so a test's own overrides come last
         config = checked(composed("model=vgg_small", "debug=tiny", "trainer.threads=1", *places, *overrides))
-        return config, execute(config, {})
+        outcome = execute(config, {})
+        return config, outcome.record or outcome.stages
 
     return go

@@ -9,7 +9,7 @@ from lpslim import outlook
 from lpslim.architecture import Architecture
 from lpslim.cli import checked
 from lpslim.keys import canonical
-from lpslim.outlook import Stage, duration, lines, total
+from lpslim.outlook import Stage, account, duration, lines, total
 from lpslim.plan import Step
 from tests.composing import composed
 
@@ -25,8 +25,17 @@ def test_times_are_said_as_people_say_them(seconds, text):
 def test_a_stage_that_runs_share_counts_once():
     shared = Stage("baseline", "a", False, 200, 100.0)
     runs = [shared, Stage("prune", "b", False, 0, 0.0), shared, Stage("prune", "c", True, 0, 0.0)]
-    assert total(runs) == "1 stages found, 2 to do: 200 epochs, about 100 s"
+    assert total(runs) == "1 stages found, 2 to do: 200 epochs (400 if nothing were shared), about 100 s"
     assert total([Stage("prune", "c", True, 0, 0.0)]) == "1 stages found, 0 to do: 0 epochs"
+
+
+def test_what_one_run_computed_and_another_found_was_computed_once():
+    first = [Stage("baseline", "a", False, 200, 90.0), Stage("finetune", "b", False, 10, 5.0)]
+    second = [Stage("baseline", "a", True, 200, 0.0), Stage("finetune", "c", False, 10, 5.0)]
+    assert account(first) == "2 stages computed: 210 epochs, 95 s"
+    both = account([*first, *second])
+    assert both == "3 stages computed: 220 epochs (420 if nothing were shared), 100 s"
+    assert account(second[:1]) == "0 stages computed: 0 epochs (200 if nothing were shared)"
 
 
 def test_each_stage_has_a_line():
