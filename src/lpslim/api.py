@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -134,14 +133,4 @@ def save(folder: str | Path, pruned: Pruned) -> None:
         raise FileExistsError(f"{folder} holds a network already")
     folder.mkdir(parents=True, exist_ok=True)
     described = Architecture(None, type(pruned.model).__name__, pruned.input_shape, {}, pruned.kept)
-    model: Any = pruned.model
-    handle = model.register_state_dict_post_hook(_apart)
-    try:
-        architecture.save(folder, model, described)
-    finally:
-        handle.remove()
-
-
-def _apart(_: nn.Module, state: dict[str, Tensor], *__: object) -> None:
-    # safetensors refuses two names for one memory
-    state.update({name: value.clone() for name, value in state.items()})
+    architecture.save(folder, pruned.model, described)

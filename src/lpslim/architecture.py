@@ -113,12 +113,25 @@ class Architecture:
 
 
 def save(folder: Path, model: nn.Module, architecture: Architecture) -> None:
-    """Write ``model`` and its description into ``folder``, which must exist."""
+    """Write ``model`` and its description into ``folder``, which must exist.
+
+    A weight that several layers have is written for each.
+    """
     described: dict[str, Any] = {"format": FORMAT, **asdict(architecture)}
     store.write_json(folder / DESCRIPTION, described)
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     with store.beside(folder / WEIGHTS) as scratch:
-        save_file(tensors, scratch)
+        save_file(_apart(model.state_dict()), scratch)
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, each with memory of its own: safetensors refuses two names for one."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, value in state.items():
+        own = value.contiguous()
+        tensors[name] = own.clone() if own.untyped_storage().data_ptr() in taken else own
+        taken.add(own.untyped_storage().data_ptr())
+    return tensors
 
 
 def describe(folder: Path) -> Architecture:

@@ -45,7 +45,7 @@ def together(action: Callable[..., Any], *arguments: Any, world: int = 2, within
     started = start(action, *arguments, world=world)
     for _, result in started:
         assert result.poll(within), "a process hangs"
-    found = [torch.load(BytesIO(result.recv_bytes()), weights_only=False) for _, result in started]
+    found = [torch.load(BytesIO(result.recv_bytes()), weights_only=True) for _, result in started]
     for process, _ in started:
         process.join(within)
         assert process.exitcode is not None, "a process hangs"
