@@ -115,8 +115,10 @@ def samples(example: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     return tokens
 
 
-def session(path: str | Path, threads: int) -> Any:
+def session(path: str | Path, threads: int, profile: str | Path | None = None) -> Any:
     """Return ONNX Runtime's session of a file on the CPU.
+
+    profile: how the name of the file begins that its ``end_profiling()`` will write; none without it.
 
     Raises:
         UserError: the packages onnx and onnxruntime are not installed.
@@ -125,6 +127,8 @@ def session(path: str | Path, threads: int) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # its threads would spin on after a call, and slow whatever is run or timed next
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
