@@ -3,8 +3,9 @@
     python -m lpslim.export outputs/runs/<name>/<key>/pruned
 
 Writes ``pruned.onnx`` beside the folder: input "input", images (batch, channels, height, width) or tokens
-(batch, 3, length) as in lpslim.text, output "logits" (batch, classes), any batch size and length. A network
-of your own: :func:`to_onnx`. Needs ``pip install 'lpslim[onnx]'``.
+(batch, 3, length) as in lpslim.text, output "logits" (batch, classes), any batch size and length. Odd widths
+are filled up with zero channels (lpslim.padding), which makes them faster and changes no logit. A network of
+your own: :func:`to_onnx`. Needs ``pip install 'lpslim[onnx]'``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpslim import architecture
+from lpslim import architecture, padding
 from lpslim.errors import UserError
 from lpslim.modes import evaluating
 from lpslim.splits import example as blank_input
@@ -59,8 +60,13 @@ def to_onnx(model: nn.Module, example: Tensor, path: str | Path) -> float:
     return compare(model, example, path).difference
 
 
-def write(model: nn.Module, example: Tensor, path: str | Path) -> None:
-    """Write the network in evaluation mode, batch size and length open; see :func:`to_onnx`."""
+def write(
+    model: nn.Module, example: Tensor, path: str | Path, finish: Callable[[Path], object] = padding.pad
+) -> None:
+    """Write the network in evaluation mode, batch size and length open; see :func:`to_onnx`.
+
+    finish: what is done to the file in place before it appears; by default odd widths are filled up.
+    """
     _runtime()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +87,7 @@ def write(model: nn.Module, example: Tensor, path: str | Path) -> None:
                 output_names=["logits"],
                 dynamic_axes={"input": open_axes, "logits": {0: "batch"}},
             )
+        finish(scratch)
         os.replace(scratch, path)
 
 
