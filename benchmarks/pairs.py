@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from benchmarks.timing import Spread
-from lpslim import cost, export
+from lpslim import cost, export, padding
 from lpslim.cost import Cost
 from lpslim.errors import UserError
 from lpslim.splits import example as blank_input
@@ -26,6 +26,7 @@ HEADER = ("engine", "batch", "dense ms", "pruned ms", "speed-up", "FLOPs ratio",
 LINE = "{:<13} {:>5} {:>24} {:>24} {:>18} {:>12} {:>6}"
 
 Works = tuple[Callable[[], object], Callable[[], object]]
+Finish = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,19 @@ def in_pytorch(networks: Networks, batches: Sequence[int], rounds: int) -> list[
     return rows
 
 
-def in_onnx_runtime(networks: Networks, batches: Sequence[int], rounds: int, threads: int) -> list[Row]:
-    """Measure in ONNX Runtime.
+def in_onnx_runtime(
+    networks: Networks, batches: Sequence[int], rounds: int, threads: int, finish: Finish = padding.pad
+) -> list[Row]:
+    """Measure in ONNX Runtime. finish: see :func:`lpslim.export.write`.
 
     Raises:
         UserError: its packages are not installed, or an exported network is not the one in PyTorch.
     """
     with TemporaryDirectory() as folder:
-        dense = exported(networks.dense, networks.shape, Path(folder) / "dense.onnx", threads)
-        pruned = exported(networks.pruned, networks.shape, Path(folder) / "pruned.onnx", threads)
+        dense, pruned = (
+            exported(model, networks.shape, Path(folder) / f"{name}.onnx", threads, finish)
+            for name, model in (("dense", networks.dense), ("pruned", networks.pruned))
+        )
     rows = []
     for batch in batches:
         images = inputs(networks.shape, batch)
@@ -130,14 +135,14 @@ def in_onnx_runtime(networks: Networks, batches: Sequence[int], rounds: int, thr
     return rows
 
 
-def exported(model: nn.Module, shape: tuple[int, ...], path: Path, threads: int) -> Any:
+def exported(model: nn.Module, shape: tuple[int, ...], path: Path, threads: int, finish: Finish) -> Any:
     """Return ONNX Runtime's session of a network, after a check of its logits.
 
     Raises:
         UserError: its packages are not installed, or the logits are not PyTorch's.
     """
     example = blank_input(shape)
-    export.write(model, example, path)
+    export.write(model, example, path, finish)
     if not (agreement := export.compare(model, example, path)).holds:
         raise UserError(f"{path.name} differs from PyTorch by {agreement.difference:.2g}")
     return export.session(path, threads)
