@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--rows", nargs="+", default=[""], metavar="TEXT", help="rows whose experiment has it"
     )
     options = parser.parse_args(arguments)
-    timing.begin(options)
+    host = pairs.machine() | timing.begin(options)
     chosen = [each for each in TARGETS if any(text in each.experiment for text in options.rows)]
     rows = []
     try:
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    timing.write(options, pairs.machine(), rows)
+    timing.write(options, host, rows)
     return 0
 
 

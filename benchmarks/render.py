@@ -159,7 +159,8 @@ def blocks(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each block of the page."""
     rows, host = content["rows"], content["machine"]
     versions = f"PyTorch {host['torch']}, ONNX Runtime {host['onnxruntime']}"
-    yield "machine", f"{host['processor']}, {host['cores']} cores, {host['threads']} threads; {versions}.\n"
+    where = f"{host['processor']}, {host['cores']} cores, load {host['load_average']:.1f} before the start"
+    yield "machine", f"{where}; threads: {host['threads']}; {versions}.\n"
     yield "speed", speed(rows)
     yield "gaps", gaps(rows)
     shown = [
