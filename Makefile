@@ -85,7 +85,7 @@ verify: setup  ## are records and stored stages what was written? DATA=1 also re
 	$(BIN)/python -m lpslim.records verify --results results --work-dir $(WORK) $(if $(DATA),--data)
 
 bench: setup  ## side-by-side measurements: benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 latency: setup  ## latency of a pruned network beside its original: NETWORK=outputs/runs/<name>/<key>/pruned
 	@test -n "$(NETWORK)" || { echo "NETWORK is not set: make latency NETWORK=outputs/runs/<name>/<key>/pruned" >&2; exit 2; }

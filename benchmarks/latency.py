@@ -2,7 +2,7 @@
 
 Calls of the two networks are timed in turn, pair by pair, in one process, so that a drifting machine hurts
 both alike. A round is half a second of such pairs, and its figures are their medians; the table prints the
-median of the rounds, lowest and highest in brackets. ``share`` is the realised speed-up over the one that the
+median of the rounds, quartiles in brackets. ``share`` is the realised speed-up over the one that the
 multiply-adds promise: 1 would be all of it. Half a minute for small images, more where a pair of calls takes
 longer than a round:
 
@@ -21,159 +21,24 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
-import platform
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from importlib.util import find_spec
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+sys.path.append(str(Path(__file__).parent.parent))  # run as a script, it has its own folder there alone
+
 import lpslim
-from lpslim import architecture, cost, export, records, store
+from benchmarks import pairs
+from benchmarks.pairs import HEADER, LINE, Networks, Row
+from lpslim import architecture, store
 from lpslim.architecture import Architecture
-from lpslim.cost import Cost
 from lpslim.errors import UserError
 from lpslim.splits import example as blank_input
-
-ROUND = 0.5  # seconds
-HEADER = ("engine", "batch", "dense ms", "pruned ms", "speed-up", "FLOPs ratio", "share")
-LINE = "{:<13} {:>5} {:>24} {:>24} {:>18} {:>12} {:>6}"
-
-Works = tuple[Callable[[], object], Callable[[], object]]
-
-
-@dataclass(frozen=True)
-class Networks:
-    """An original and its pruned form in evaluation mode, and what both cost. shape: of one input."""
-
-    dense: nn.Module
-    pruned: nn.Module
-    shape: tuple[int, ...]
-    dense_cost: Cost
-    pruned_cost: Cost
-
-    @property
-    def flops_ratio(self) -> float:
-        """The original's multiply-adds over the pruned network's."""
-        return self.dense_cost.macs / self.pruned_cost.macs
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One figure per round, their median, lowest and highest."""
-
-    rounds: tuple[float, ...]
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, rounds: Sequence[float]) -> Spread:
-        """Summarise."""
-        return cls(tuple(rounds), median(rounds), min(rounds), max(rounds))
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. speed_up: dense / pruned, round by round; share: its median / FLOPs ratio."""
-
-    engine: str
-    batch: int
-    dense_ms: Spread
-    pruned_ms: Spread
-    speed_up: Spread
-    flops_ratio: float
-    share: float
-
-    def __str__(self) -> str:
-        cells = (str(self.dense_ms), str(self.pruned_ms), str(self.speed_up))
-        return LINE.format(self.engine, self.batch, *cells, f"{self.flops_ratio:.2f}", f"{self.share:.2f}")
-
-
-def row(engine: str, batch: int, seconds: Sequence[tuple[float, float]], flops_ratio: float) -> Row:
-    """Return the line of one measurement. seconds: (dense, pruned) of each round."""
-    dense, pruned = (Spread.of([1e3 * each for each in side]) for side in zip(*seconds, strict=True))
-    speed_up = Spread.of([before / after for before, after in seconds])
-    return Row(engine, batch, dense, pruned, speed_up, flops_ratio, speed_up.median / flops_ratio)
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Return the wall time of one call in seconds."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def measure(works: Works, rounds: int) -> list[tuple[float, float]]:
-    """Return the median seconds of either work in each round, their calls taking turns."""
-    dense, pruned = works
-    warm = [timed(dense) + timed(pruned) for _ in range(3)]
-    pairs = max(1, int(ROUND / min(warm)))
-    found = []
-    for _ in range(rounds):
-        calls = [(timed(dense), timed(pruned)) for _ in range(pairs)]
-        found.append((median(before for before, _ in calls), median(after for _, after in calls)))
-    return found
-
-
-def inputs(shape: tuple[int, ...], batch: int) -> Tensor:
-    """Return random images, or texts of full length."""
-    return torch.randn(batch, *shape) if len(shape) == 3 else blank_input(shape, batch)
-
-
-def in_pytorch(networks: Networks, batches: Sequence[int], rounds: int) -> list[Row]:
-    """Measure in PyTorch: inference mode, channels last."""
-
-    def work(model: nn.Module, images: Tensor) -> Callable[[], object]:
-        if images.ndim == 4:
-            model.to(memory_format=torch.channels_last)
-            images = images.contiguous(memory_format=torch.channels_last)
-        return torch.inference_mode()(lambda: model(images))
-
-    rows = []
-    for batch in batches:
-        images = inputs(networks.shape, batch)
-        works = work(networks.dense, images), work(networks.pruned, images)
-        rows.append(row("PyTorch", batch, measure(works, rounds), networks.flops_ratio))
-    return rows
-
-
-def in_onnx_runtime(networks: Networks, batches: Sequence[int], rounds: int, threads: int) -> list[Row]:
-    """Measure in ONNX Runtime.
-
-    Raises:
-        UserError: its packages are not installed, or an exported network is not the one in PyTorch.
-    """
-    with TemporaryDirectory() as folder:
-        dense = exported(networks.dense, networks.shape, Path(folder) / "dense.onnx", threads)
-        pruned = exported(networks.pruned, networks.shape, Path(folder) / "pruned.onnx", threads)
-    rows = []
-    for batch in batches:
-        images = inputs(networks.shape, batch)
-        works = (lambda x=images: export.logits(dense, x), lambda x=images: export.logits(pruned, x))
-        rows.append(row("ONNX Runtime", batch, measure(works, rounds), networks.flops_ratio))
-    return rows
-
-
-def exported(model: nn.Module, shape: tuple[int, ...], path: Path, threads: int) -> Any:
-    """Return ONNX Runtime's session of a network, after a check of its logits."""
-    example = blank_input(shape)
-    export.write(model, example, path)
-    if not (agreement := export.compare(model, example, path)).holds:
-        raise UserError(f"{path.name} differs from PyTorch by {agreement.difference:.2g}")
-    return export.session(path, threads)
 
 
 def half_vgg16() -> Architecture:
@@ -209,13 +74,7 @@ def load(pruned: Path | None, dense: Path | None) -> Networks:
         large = lpslim.load(folder_of(dense))
     else:  # fresh weights: how long a network takes does not depend on them
         large = replace(described, kept={}).build().eval()
-    return of(large, small, blank_input(described.input_shape))
-
-
-def of(dense: nn.Module, pruned: nn.Module, example: Tensor) -> Networks:
-    """Return two networks in evaluation mode with what they cost. example: (1, C, H, W), or tokens."""
-    costs = cost.count(dense, example), cost.count(pruned, example)
-    return Networks(dense.eval(), pruned.eval(), tuple(example.shape[1:]), *costs)
+    return pairs.of(large, small, blank_input(described.input_shape))
 
 
 def compare(
@@ -232,32 +91,12 @@ def compare(
     example: (1, C, H, W). threads: PyTorch's default if not given.
     """
     before = torch.get_num_threads()
-    networks = of(copy.deepcopy(dense).cpu(), copy.deepcopy(pruned).cpu(), example.cpu())
+    networks = pairs.of(copy.deepcopy(dense).cpu(), copy.deepcopy(pruned).cpu(), example.cpu())
     torch.set_num_threads(threads or before)
     try:
-        return measured(networks, type(dense).__name__, batches, rounds, machine(threads or before))[0]
+        return measured(networks, type(dense).__name__, batches, rounds, pairs.machine())[0]
     finally:
         torch.set_num_threads(before)
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """Return what the figures depend on besides the networks."""
-    return {
-        **records.environment("cpu"),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "onnxruntime": version("onnxruntime") if find_spec("onnxruntime") else None,
-        "load_average": os.getloadavg()[0],
-    }
-
-
-def processor() -> str:
-    """Return the processor's name as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def positive(text: str) -> int:
@@ -294,10 +133,10 @@ def measured(
         f"{host['threads']} threads, torch {torch.__version__}"
     )
     print(LINE.format(*HEADER))
-    rows, note = in_pytorch(networks, batches, rounds), ""
+    rows, note = pairs.in_pytorch(networks, batches, rounds), ""
     print(*rows, sep="\n", flush=True)
     try:
-        found = in_onnx_runtime(networks, batches, rounds, host["threads"])
+        found = pairs.in_onnx_runtime(networks, batches, rounds, host["threads"])
         print(*found, sep="\n")
         rows += found
     except UserError as problem:
@@ -309,7 +148,7 @@ def report(options: argparse.Namespace) -> None:
     """Measure, print, and write the file if one is asked for."""
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    networks, host = load(options.network, options.dense), machine(options.threads)
+    networks, host = load(options.network, options.dense), pairs.machine()
     rounds = options.rounds or (9 if options.network else 3)
     title = str(options.network or "VGG-16, half its channels")
     rows, note = measured(networks, title, options.batches, rounds, host)

@@ -3,8 +3,9 @@
     python -m lpslim.export outputs/runs/<name>/<key>/pruned
 
 Writes ``pruned.onnx`` beside the folder: input "input", images (batch, channels, height, width) or tokens
-(batch, 3, length) as in lpslim.text, output "logits" (batch, classes), any batch size and length. A network
-of your own: :func:`to_onnx`. Needs ``pip install 'lpslim[onnx]'``.
+(batch, 3, length) as in lpslim.text, output "logits" (batch, classes), any batch size and length. Odd widths
+are filled up with zero channels (lpslim.padding), which makes them faster and changes no logit. A network of
+your own: :func:`to_onnx`. Needs ``pip install 'lpslim[onnx]'``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpslim import architecture
+from lpslim import architecture, padding
 from lpslim.errors import UserError
 from lpslim.modes import evaluating
 from lpslim.splits import example as blank_input
@@ -59,8 +60,13 @@ def to_onnx(model: nn.Module, example: Tensor, path: str | Path) -> float:
     return compare(model, example, path).difference
 
 
-def write(model: nn.Module, example: Tensor, path: str | Path) -> None:
-    """Write the network in evaluation mode, batch size and length open; see :func:`to_onnx`."""
+def write(
+    model: nn.Module, example: Tensor, path: str | Path, finish: Callable[[Path], object] = padding.pad
+) -> None:
+    """Write the network in evaluation mode, batch size and length open; see :func:`to_onnx`.
+
+    finish: what is done to the file in place before it appears; by default odd widths are filled up.
+    """
     _runtime()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +87,7 @@ def write(model: nn.Module, example: Tensor, path: str | Path) -> None:
                 output_names=["logits"],
                 dynamic_axes={"input": open_axes, "logits": {0: "batch"}},
             )
+        finish(scratch)
         os.replace(scratch, path)
 
 
@@ -115,8 +122,10 @@ def samples(example: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     return tokens
 
 
-def session(path: str | Path, threads: int) -> Any:
+def session(path: str | Path, threads: int, profile: str | Path | None = None) -> Any:
     """Return ONNX Runtime's session of a file on the CPU.
+
+    profile: how the name of the file begins that its ``end_profiling()`` will write; none without it.
 
     Raises:
         UserError: the packages onnx and onnxruntime are not installed.
@@ -125,6 +134,8 @@ def session(path: str | Path, threads: int) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # its threads would spin on after a call, and slow whatever is run or timed next
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
