@@ -48,8 +48,9 @@ class Model:
 class Dataset:
     """A data set: ``source`` is a module of lpslim.data.
 
-    ``rgb`` repeats grey images in three channels; ``workers`` decode streamed images. Texts are cut at
-    ``max_length`` tokens; ``tokenizer`` is the name of the encoder (lpslim.pretrained) whose they are.
+    ``rgb`` repeats grey images in three channels; ``workers`` decode the images of a folder, once if they
+    then take at most ``store_gb`` GB of disk, else in every epoch. Texts are cut at ``max_length`` tokens;
+    ``tokenizer`` is the name of the encoder (lpslim.pretrained) whose they are.
     """
 
     name: str = MISSING
@@ -63,6 +64,8 @@ class Dataset:
     crop_padding: int = 0
     flip: bool = False
     workers: int = 4
+    # read in every epoch, it should stay in memory, as 10 GB do on a machine of 16; Imagenette's are 7.5
+    store_gb: float = 10.0
     max_length: int = 128
     tokenizer: str = ""
 
@@ -259,6 +262,8 @@ def _rest(config: Config) -> Iterator[str]:
     ):  # fmt: skip
         if not least <= getattr(config.dataset, key) <= most:
             yield _fault(f"dataset.{key}", getattr(config.dataset, key), f"{least} to {most} {unit}")
+    if not 0 <= config.dataset.store_gb < math.inf:
+        yield _fault("dataset.store_gb", config.dataset.store_gb, "0 or more GB")
     yield from _one_of("trainer.device", config.trainer.device, DEVICES)
     yield from _one_of("trainer.precision", config.trainer.precision, PRECISIONS)
     if config.trainer.threads is not None and not 1 <= config.trainer.threads <= MOST_THREADS:

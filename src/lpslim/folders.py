@@ -146,5 +146,11 @@ def opened(file: Path) -> Iterator[Image.Image]:
         ) from problem
 
 
+def rgb(file: Path) -> Image.Image:
+    """Return the decoded image in RGB; raises what :func:`opened` does."""
+    with opened(file) as image:
+        return image.convert("RGB")
+
+
 def _named(root: Path, file: Path, data: bytes) -> bytes:
     return f"{file.relative_to(root)}\0{len(data)}\0".encode() + data

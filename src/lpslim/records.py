@@ -28,12 +28,13 @@ KEY = re.compile("[0-9a-f]{16}")
 LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
 # Where and how a run is done, not what it measures
 PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
-          "dataset.download", "dataset.workers", "trainer.device", "trainer.threads",
+          "dataset.download", "dataset.workers", "dataset.store_gb", "trainer.device", "trainer.threads",
           "trainer.checkpoint_minutes")  # fmt: skip
 # Settings that came after the first records were written, and what their absence means
 LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,
          "criterion.across": "minmax", "criterion.widths": None, "protected": [],
-         "dataset.max_length": 128, "dataset.tokenizer": "", "trainer.checkpoint_minutes": 10.0,
+         "dataset.max_length": 128, "dataset.tokenizer": "", "dataset.store_gb": 10.0,
+         "trainer.checkpoint_minutes": 10.0,
          **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
             for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
 SOURCES = (":/src", ":/conf", ":/run.py")  # git: from the top, wherever it is asked

@@ -43,7 +43,10 @@ def locked(path: Path) -> Iterator[None]:
         holder.truncate()
         holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         holder.flush()
-        yield
+        try:
+            yield
+        finally:  # closing would not do: workers forked meanwhile hold it too, and outlive an error
+            fcntl.flock(holder, fcntl.LOCK_UN)
 
 
 @contextmanager

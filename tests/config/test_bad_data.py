@@ -13,7 +13,8 @@ from lpslim.errors import UserError
 
 def settings(root, name="cifar10", **others):
     given = {"name": name, "root": str(root), "download": False, "val_fraction": 0.5, "crop_padding": 0,
-             "flip": False, "image_size": 32, "workers": 0, "max_length": 9, "tokenizer": "tiny"}  # fmt: skip
+             "flip": False, "image_size": 32, "workers": 0, "max_length": 9, "tokenizer": "tiny",
+             "store_gb": 1}  # fmt: skip
     return SimpleNamespace(**{**given, **others})
 
 

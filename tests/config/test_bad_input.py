@@ -112,6 +112,8 @@ BAD = {
     "dataset=cifar10 dataset.image_size=-3": "dataset.image_size=-3: must be 1 to 4096 pixels",
     "dataset=imagenet dataset.image_size=1000000": "dataset.image_size=1000000: must be 1 to 4096 pixels",
     "dataset.workers=-1": "dataset.workers=-1: must be 0 to 1024 processes",
+    "dataset.store_gb=-1": "dataset.store_gb=-1.0: must be 0 or more GB",
+    "dataset.store_gb=inf": "dataset.store_gb=inf: must be 0 or more GB",
     "dataset.max_length=100000000": "dataset.max_length=100000000: must be 2 to 65536 tokens",
     "trainer.threads=100000": "trainer.threads=100000: must be 1 to 1024, or null for PyTorch's choice",
     "protected=layer1": "protected=layer1: Invalid value assigned: str is not a ListConfig, list or tuple.",

@@ -1,5 +1,6 @@
 """Runs that are killed end as if nothing had happened; many at once do each stage once."""
 
+import multiprocessing
 import random
 import shutil
 import time
@@ -141,6 +142,18 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     holder.kill()
     assert ended(waiting, within=10) == 0
     assert (tmp_path / "taken").exists()
+
+
+def test_a_lock_ends_with_its_block_though_a_process_forked_in_it_lives_on(tmp_path):
+    sleeping = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    with store.locked(tmp_path / "stage.lock"):
+        sleeping.start()
+    taking = PROCESSES.Process(target=_take, args=(tmp_path / "stage.lock", tmp_path / "taken"))
+    taking.start()
+    try:
+        assert ended(taking, within=10) == 0
+    finally:
+        sleeping.kill()
 
 
 def _hold(path):

@@ -26,7 +26,7 @@ def root(tmp_path):
 
 def load(root, **changes):
     settings = {"name": "mine", "root": str(root), "image_size": 8, "val_fraction": 0.2, "flip": True,
-                "workers": 0, **changes}  # fmt: skip
+                "workers": 0, "store_gb": 0, **changes}  # fmt: skip
     return imagefolder.load(SimpleNamespace(**settings), root / "cache")
 
 

@@ -87,3 +87,12 @@ def test_streamed_images_of_another_size_or_another_crop_are_other_data(other):
         for reading in ({"image_size": 64, "workers": 2}, other)
     )
     assert all(one[name].key != two[name].key for name in one)
+
+
+def test_where_decoded_images_are_kept_changes_no_key():
+    data = SimpleNamespace(fingerprint="listing:x", reading={"image_size": 112, "workers": 2})
+    one, two = (
+        plan(checked(composed("dataset=imagenette", "model=resnet50", f"dataset.store_gb={most}")), data)
+        for most in (0, 100)
+    )
+    assert {name: step.key for name, step in one.items()} == {name: step.key for name, step in two.items()}

@@ -1,5 +1,7 @@
 """What several processes take of a split: together exactly what one takes, none of it twice."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader
 from lpslim.data import imagefolder
 from lpslim.data.imagefolder import StreamedSplit
 from lpslim.images import TensorSplit
+from lpslim.pixels import PixelStore
 from lpslim.splits import Share
 from lpslim.text import pack
 
@@ -87,6 +90,39 @@ def test_streamed_images_are_shared_out_as_well(streamed, workers, world):
     assert torch.equal(torch.cat([torch.stack(share) for share in shares], dim=1), whole)
     seen = [labels for r in range(world) for _, labels in split.eval_batches(3, Share(r, world))]
     assert torch.cat(seen).tolist() == list(range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stored", [False, True], ids=["streamed", "stored"])
+def test_of_an_odd_number_of_images_none_is_lost_and_none_comes_twice(tmp_path, stored, workers):
+    files = [tmp_path / f"{i}.png" for i in range(23)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (6 + i, 9), (10 * i, 0, 0)).save(file)
+    store = PixelStore(tmp_path, files, tmp_path / "cache", 1.0 if stored else 0.0, workers)
+    rows = torch.arange(1, 22)  # a part of the store: the red of each image is ten times its number
+    split = StreamedSplit([(files[i], i) for i in rows.tolist()], 4, True, workers,
+                          decoded=partial(store.pixels, rows))  # fmt: skip
+    for world in (1, 2, 3):
+        shares = [Share(rank, world) for rank in range(world)]
+        shown = [seen(split.eval_batches(4, share)) for share in shares]
+        assert [i for images in shown for batch in images for i in batch] == list(range(1, 22))
+        epochs = [seen(split.train_batches(6, 3, share)) for share in shares]
+        whole = [[i for part in parts for i in part] for parts in zip(*epochs, strict=True)]
+        assert whole == seen(split.train_batches(6, 3))
+        drawn = [i for batch in whole for i in batch]
+        assert len(drawn) == len(set(drawn)) == 18  # the last, short batch is left out
+        assert set(drawn) <= set(range(1, 22))
+    assert len(list(tmp_path.glob("cache/*/pixels"))) == stored
+
+
+def seen(batches):
+    """Return the numbers of the images in each batch, by their labels and by their colours."""
+    found = []
+    for images, labels in batches:
+        red = (images[:, 0, 2, 2] * imagefolder.STD[0] + imagefolder.MEAN[0]) * 25.5
+        assert red.round().tolist() == labels.tolist()
+        found.append(labels.tolist())
+    return found
 
 
 def test_no_process_decodes_the_images_of_another(streamed, monkeypatch):

@@ -1,9 +1,9 @@
-"""ImageNet and any other ``train/<class>/*``, ``val/<class>/*`` tree, streamed from disk."""
+"""ImageNet and any other ``train/<class>/*``, ``val/<class>/*`` tree, streamed from disk or decoded once."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from lpslim.errors import UserError
-from lpslim.folders import check_count, list_images, opened
+from lpslim.folders import check_count, list_images, opened, rgb
+from lpslim.pixels import Pixels, PixelStore, results
 from lpslim.splits import WHOLE, Batch, Data, Share, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
@@ -25,19 +26,18 @@ Samples = list[tuple[Path, int]]
 
 
 class _Decoded(Dataset[tuple[Tensor, int]]):
-    """Decodes and transforms one image at a time, in the loader's worker processes."""
+    """Decodes, or finds decoded, and transforms one image at a time, in the loader's worker processes."""
 
-    def __init__(self, samples: Samples, transform: Any) -> None:
-        self.samples, self.transform = samples, transform
+    def __init__(self, samples: Samples, transform: Any, pixels: Pixels | None) -> None:
+        self.samples, self.transform, self.pixels = samples, transform, pixels
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        with opened(path) as image:
-            pixels = image.convert("RGB")
-        return self.transform(pixels), label
+        image = self.pixels.image(index) if self.pixels else None
+        return self.transform(image or rgb(path)), label
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class StreamedSplit:
     """A split read from disk by worker processes; the interface of :class:`lpslim.images.Split`.
 
     Training images: a random resized crop, mirrored half of the time if ``flip``. Evaluation:
-    the centre crop of the image resized by 256/224 (the usual ImageNet protocol).
+    the centre crop of the image resized by 256/224 (the usual ImageNet protocol). ``decoded`` finds the
+    pixels of the samples, decoded once, or says None; the batches are the same bits.
     """
 
     samples: Samples
@@ -53,6 +54,7 @@ class StreamedSplit:
     flip: bool
     workers: int
     device: torch.device = CPU
+    decoded: Callable[[], Pixels | None] = lambda: None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,7 +87,7 @@ class StreamedSplit:
         """Yield the batches of image numbers; ``others``: workers of the processes before this one."""
         finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
         loader = DataLoader(
-            _Decoded(self.samples, v2.Compose([*steps, *finish])),
+            _Decoded(self.samples, v2.Compose([*steps, *finish]), self.decoded()),
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.workers,
             generator=generator,  # orders the images and seeds the workers
@@ -95,14 +97,9 @@ class StreamedSplit:
         return self._on_device(loader)
 
     def _on_device(self, loader: Any) -> Iterator[Batch]:
-        try:
-            for images, labels in loader:
-                images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-                yield images, labels.to(self.device, non_blocking=True)
-        except UserError as problem:  # a worker's comes with the worker's traceback before it
-            raise UserError(
-                str(problem).strip().splitlines()[-1].partition("UserError: ")[2] or problem
-            ) from None
+        for images, labels in results(loader):
+            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            yield images, labels.to(self.device, non_blocking=True)
 
 
 def _draw_apart(others: int, _: int) -> None:
@@ -137,20 +134,24 @@ def load(settings: Any, cache: Path) -> Data:
         raise UserError(f"{root}: train and val do not hold the same classes")
     _check_size(root, training, settings.image_size)
     check_count(len(training), root / "train")
-    fitted, held = (
-        [training[i] for i in part.tolist()] for part in hold_out(len(training), settings.val_fraction)
-    )
-    size, workers = settings.image_size, settings.workers
+    samples, size, workers = training + test, settings.image_size, settings.workers
+    decoded = PixelStore(root, [file for file, _ in samples], cache, settings.store_gb, workers)
+
+    def split(rows: Tensor) -> StreamedSplit:
+        chosen = [samples[row] for row in rows.tolist()]
+        return StreamedSplit(chosen, size, settings.flip, workers, decoded=partial(decoded.pixels, rows))
+
+    fitted, held = hold_out(len(training), settings.val_fraction)
     return Data(
         name=settings.name,
         source=f"image folder {root.name}",
-        fingerprint=_fingerprint(root, training + test),
+        fingerprint=_fingerprint(root, samples),
         num_classes=len(classes),
         shape=(3, size, size),
         reading=reading(settings),
-        train=StreamedSplit(fitted, size, settings.flip, workers),
-        val=StreamedSplit(held, size, settings.flip, workers),
-        test=StreamedSplit(test, size, settings.flip, workers),
+        train=split(fitted),
+        val=split(held),
+        test=split(torch.arange(len(training), len(samples))),
     )
 
 
