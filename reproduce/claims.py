@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lpslim.records import PLACES, Record
+from lpslim.records import OPEN, PLACES, Record
 from lpslim.statistics import Summary, verdict
 from reproduce.groups import Group, dense_networks, grouped
 from reproduce.labels import setting
@@ -22,7 +22,7 @@ SEEDS = dict.fromkeys((f"bert_glue/{task}" for task in ("rte", "mrpc", "cola", "
 GLUE_SIZES = {"cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500),
               "rte": (2490, 277), "qnli": (104743, 5463), "qqp": (363846, 40430),
               "mnli": (392702, 9815)}  # official training and development sets  # fmt: skip
-HOW = (*PLACES, "trainer.channels_last", "trainer.compile")  # not worth a word in a table
+HOW = (*PLACES, *OPEN)  # not worth a word in a table
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from yaml import YAMLError
 
 from lpslim.config import Config, check
 from lpslim.errors import RunError, UserError
-from lpslim.records import PLACES, flat
+from lpslim.records import flat
 from lpslim.sweep import SweepSummary
 
 if TYPE_CHECKING:  # slow to import, and a refused configuration does not need it
@@ -119,21 +119,12 @@ def checked(composed: DictConfig) -> Config:
     return config
 
 
-def differences(composed: DictConfig) -> dict[str, list[Any]]:
-    """Return ``{key: [file's value, run's value]}`` against the experiment file of this name.
-
-    Empty if they agree, the places aside, or if no experiment file has this name.
-    """
+def filed(composed: DictConfig) -> dict[str, Any]:
+    """Return the settings of the experiment file that has this run's name, flat; empty if none has."""
     name = composed.name
     if name not in _choices("experiment") or not GlobalHydra.instance().is_initialized():
         return {}
-    as_filed = dict(flat(OmegaConf.to_container(compose("config", [f"experiment={name}"]), resolve=True)))
-    as_run = dict(flat(OmegaConf.to_container(composed, resolve=True)))
-    return {
-        key: [as_filed.get(key), value]
-        for key, value in as_run.items()
-        if key not in PLACES and as_filed.get(key) != value
-    }
+    return dict(flat(OmegaConf.to_container(compose("config", [f"experiment={name}"]), resolve=True)))
 
 
 def explain(problem: Exception, arguments: list[str]) -> str:
@@ -229,7 +220,7 @@ def task(composed: DictConfig) -> Outcome | None:
     from lpslim.runs import execute  # slow to import, and a refused configuration does not need it
 
     try:
-        return execute(checked(composed), differences(composed))
+        return execute(checked(composed), filed(composed))
     except MISTAKES as problem:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             report_mistake(problem)

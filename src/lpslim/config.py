@@ -266,6 +266,10 @@ def _rest(config: Config) -> Iterator[str]:
         yield _fault("dataset.store_gb", config.dataset.store_gb, "0 or more GB")
     yield from _one_of("trainer.device", config.trainer.device, DEVICES)
     yield from _one_of("trainer.precision", config.trainer.precision, PRECISIONS)
+    if config.trainer.cuda_graphs and not config.trainer.compile:
+        yield _fault("trainer.cuda_graphs", "true", "false or null unless trainer.compile=true")
+    if config.trainer.cuda_graphs and config.trainer.device == "cpu":
+        yield _fault("trainer.cuda_graphs", "true", "false or null with trainer.device=cpu")
     if config.trainer.threads is not None and not 1 <= config.trainer.threads <= MOST_THREADS:
         allowed = f"1 to {MOST_THREADS}, or null for PyTorch's choice"
         yield _fault("trainer.threads", config.trainer.threads, allowed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,19 @@ def make_accelerator(trainer: Trainer) -> Accelerator:
     return Accelerator(cpu=wants_cpu, mixed_precision=trainer.precision)
 
 
+def compiled(model: nn.Module, trainer: Trainer, images: bool) -> Callable[[Tensor], Tensor]:
+    """Return the network's compiled form; ``images``: all inputs have one shape.
+
+    What was compiled before in this process is forgotten: PyTorch would take a shape that it sees change for
+    a variable one, and the bits of a training would follow from what ran before it; and after a few
+    networks it would stop compiling.
+    """
+    torch.compiler.reset()
+    mode = "reduce-overhead" if trainer.cuda_graphs else "default"
+    forward: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=not images, mode=mode)
+    return forward
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimiser of all parameters."""
     if recipe.optimizer == "sgd":
@@ -101,8 +114,11 @@ class Training:
         if self.share.world > 1 and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model, self.data, self.recipe, self.hooks = model, data.to(self.device), recipe, hooks
-        wrapped, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, recipe))
-        self.forward = torch.compile(wrapped) if trainer.compile else wrapped
+        # without gradients to share, as where one of several processes measures something for all
+        wrapped = self.accelerator.prepare_model(model, evaluation_mode=self.share.world == 1)
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(model, recipe))
+        self.forward = compiled(wrapped, trainer, images) if trainer.compile else wrapped
+        self.graphs = bool(trainer.cuda_graphs)
         hooks.begin()
         self.batch_size = min(recipe.batch_size, len(self.data.train))
         self.steps_per_epoch = len(self.data.train) // self.batch_size
@@ -113,10 +129,14 @@ class Training:
     def step(self, inputs: Tensor, labels: Tensor) -> None:
         """Do one step of the optimiser."""
         done, task = self.progress, self.data.task
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(done.step)
         with self.accelerator.autocast():
             outputs = self.forward(inputs.contiguous(memory_format=self.layout))
+            if self.graphs:
+                outputs = outputs.clone()  # its own memory is the next step's: answers are kept beyond it
             loss = task.loss(outputs.float(), labels, self.recipe.label_smoothing)
         self.accelerator.backward(loss)
         self.accelerator.unscale_gradients()  # of fp16's loss scale, before a penalty joins them

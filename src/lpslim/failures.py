@@ -56,13 +56,20 @@ def reason(problem: BaseException) -> tuple[str, str] | None:
     if isinstance(problem, RunError | UserError):
         return None
     text = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-    if isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if out_of_memory(problem):
         return f"out of memory ({text[:160]})", OUT_OF_MEMORY
     code, where = _system_error(problem)
     for codes, remedy in REMEDIES:
         if code in codes:
             return where, remedy
     return None
+
+
+def out_of_memory(problem: BaseException) -> bool:
+    """Whether an exception says that memory was lacking, on whatever device."""
+    return isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(
+        problem
+    )
 
 
 def _system_error(problem: BaseException) -> tuple[int | None, str]:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from lpslim import ranks
-from lpslim.architecture import Architecture
 from lpslim.config import Config
-from lpslim.engine import make_accelerator
-from lpslim.keys import canonical
-from lpslim.plan import Step, architecture_of
-from lpslim.recipe import Trainer
-from lpslim.splits import Data, example
-
-TIMED_BATCH = 32
-TIMED_STEPS = 2
+from lpslim.plan import Step
+from lpslim.speed import measured
+from lpslim.splits import Data
 
 
 @dataclass(frozen=True)
@@ -120,36 +109,6 @@ def duration(seconds: float) -> str:
 
 def _dense_epoch(config: Config, data: Data) -> float:
     """Return the seconds of one epoch of the dense network, training and evaluation."""
-    described = canonical(asdict(architecture_of(config.model, data)))
-    shape = getattr(data.train, "typical_shape", data.shape)
-    chosen = config.trainer
-    sample = _seconds_per_sample(
-        described, shape, chosen.device, chosen.precision, chosen.channels_last, chosen.threads
-    )
     # a forward is a third of a step
     samples = len(data.train) + (len(data.val) + len(data.test)) / 3
-    return sample * samples / ranks.share().world
-
-
-@cache
-def _seconds_per_sample(
-    described: str, shape: tuple[int, ...],
-    device: str, precision: str, channels_last: bool, threads: int | None,
-) -> float:  # fmt: skip
-    """Time a few training steps on blank inputs; torch's random state is left as it was."""
-    with torch.random.fork_rng():
-        model = Architecture(**json.loads(described)).build()
-        accelerator = make_accelerator(Trainer(device=device, precision=precision, threads=threads))
-        inputs = example(shape, TIMED_BATCH).to(accelerator.device)
-        model.to(accelerator.device).train()
-        if channels_last and inputs.ndim == 4:
-            model.to(memory_format=torch.channels_last)
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        for step in range(1 + TIMED_STEPS):
-            if step == 1:  # the first one pays for set-up
-                began = time.perf_counter()
-            with accelerator.autocast():
-                loss = model(inputs).float().square().mean()
-            torch.autograd.backward(loss)
-            loss.item()  # waits for the accelerator
-    return (time.perf_counter() - began) / (TIMED_STEPS * TIMED_BATCH)
+    return samples / measured(config, data).per_second / ranks.share().world

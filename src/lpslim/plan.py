@@ -23,9 +23,11 @@ from lpslim.versions import VERSIONS
 NEUTRAL: dict[str, Any] = {
     "across": "minmax", "widths": None, "round_to": 1, "structure": "channels", "weights_from": None,
     "configuration": None, "protected": [], "optimizer": "sgd", "clip_norm": None,
+    "cuda_graphs": False,
 }  # fmt: skip
 # How the streamed images of the first stored results were read: it changes no key either
 FIRST_READING = {"image_size": 64, "workers": 2}
+ARITHMETIC = ("precision", "channels_last", "compile", "cuda_graphs")  # of the trainer's settings
 Info = dict[str, Any]
 
 
@@ -81,7 +83,7 @@ def plan(config: Config, data: Data) -> dict[str, Step]:
 def _settings(config: Config, data: Data) -> dict[str, dict[str, Any]]:
     """Return per stage what its result depends on: what is computed, not where or how fast."""
     common = {
-        "trainer": {key: getattr(config.trainer, key) for key in ("precision", "channels_last", "compile")},
+        "trainer": departing({key: getattr(config.trainer, key) for key in ARITHMETIC}),
         "seed": config.seed,
     }
     settings = {"baseline": {**_baseline(config, data), **common}}

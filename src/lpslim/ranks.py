@@ -24,6 +24,7 @@ from lpslim.splits import Share
 
 PATIENCE = timedelta(days=365)  # the others wait while the main one does a stage, or waits for another run
 T = TypeVar("T")
+_alone = False  # see alone()
 
 
 class ElsewhereError(Exception):
@@ -37,9 +38,20 @@ def launched() -> bool:
 
 def share() -> Share:
     """Return which of how many processes this is; 0 of 1 before Accelerate has joined them."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if _alone or not (dist.is_available() and dist.is_initialized()):
         return Share()
     return Share(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process be 0 of 1 in the block: what it does there, the others have no part in."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def main() -> bool:

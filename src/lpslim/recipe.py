@@ -36,14 +36,16 @@ class Recipe:
 class Trainer:
     """Where and how the arithmetic runs.
 
-    checkpoint_minutes: how often a training is kept, to go on after it was killed; 0: after every step;
-    null: never.
+    channels_last, compile, cuda_graphs: null for whatever is measured to be fastest (lpslim.settle).
+    cuda_graphs needs compile. checkpoint_minutes: how often a training is kept, to go on after it was
+    killed; 0: after every step; null: never.
     """
 
     device: str = "auto"
     precision: str = "no"
-    channels_last: bool = True
-    compile: bool = False
+    channels_last: bool | None = True
+    compile: bool | None = False
+    cuda_graphs: bool | None = False
     threads: int | None = None
     checkpoint_minutes: float | None = 10.0
 

@@ -34,9 +34,10 @@ PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "da
 LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,
          "criterion.across": "minmax", "criterion.widths": None, "protected": [],
          "dataset.max_length": 128, "dataset.tokenizer": "", "dataset.store_gb": 10.0,
-         "trainer.checkpoint_minutes": 10.0,
+         "trainer.checkpoint_minutes": 10.0, "trainer.cuda_graphs": False,
          **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
             for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
+OPEN = ("trainer.channels_last", "trainer.compile", "trainer.cuda_graphs")  # where null: what is fastest
 SOURCES = (":/src", ":/conf", ":/run.py")  # git: from the top, wherever it is asked
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
@@ -145,6 +146,20 @@ def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return every setting of a recorded configuration, flat, also those that came after it."""
     return {**LATER, **dict(flat(config))}
+
+
+def differences(filed: Mapping[str, Any], config: Config) -> dict[str, list[Any]]:
+    """Return ``{key: [file's value, run's value]}``, the places aside.
+
+    ``filed``: the settings of the run's experiment file, flat; empty where there is none, and then nothing
+    differs. What the file leaves open differs from nothing.
+    """
+    as_run = dict(flat(asdict(config)))
+    return {
+        key: [value, as_run[key]]
+        for key, value in filed.items()
+        if key not in PLACES and value != as_run[key] and not (value is None and key in OPEN)
+    }
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -20,6 +20,7 @@ from lpslim.errors import DivergenceError, RunError, UserError
 from lpslim.failures import explained
 from lpslim.outlook import Outcome, Stage, account, lines, outlook, total
 from lpslim.plan import Step, plan, recipes
+from lpslim.settle import settled
 from lpslim.splits import Data
 from lpslim.stages import Pipeline
 from lpslim.survey import check_target
@@ -28,11 +29,11 @@ log = logging.getLogger(__name__)
 SHORT = 8  # characters of a key in a folder's name
 
 
-def execute(config: Config, differs: dict[str, list[Any]]) -> Outcome:
+def execute(config: Config, filed: Mapping[str, Any]) -> Outcome:
     """Do what ``config`` (already checked) asks.
 
     Finished stages are found again by their keys. A run whose record exists is not repeated.
-    ``differs`` is what sets it apart from the experiment file that it names, for the record.
+    ``filed``: the settings of the experiment file that it names, flat, for the record; empty for none.
 
     Raises:
         UserError: the data are not there, or the target cannot be met.
@@ -42,6 +43,7 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Outcome:
         make_accelerator(config.trainer)  # the processes find each other
     with ranks.one_fate(but=(UserError,)):
         data = ranks.in_turn(partial(_loaded, config))
+        config = ranks.decided(partial(settled, config, data))  # before the keys, which follow from it
         steps = ranks.in_turn(lambda: plan(config, data))
         key = steps["finetune"].key
         if len(set(ranks.gathered([key]))) > 1:
@@ -64,7 +66,7 @@ def execute(config: Config, differs: dict[str, list[Any]]) -> Outcome:
     with ranks.one_fate(), explained(steps.values()), _run_log(folder):
         diverged, infos = _computed(config, data, steps, folder, stages)
         record = ranks.decided(
-            lambda: _recorded(config, differs, data, steps, infos, diverged, folder, recorded)
+            lambda: _recorded(config, filed, data, steps, infos, diverged, folder, recorded)
         )
     _tell(record, config, f"{account(stages)}\nrun folder: {folder}\nrecord: {recorded}")
     return Outcome(stages, recorded)
@@ -123,7 +125,7 @@ def _computed(
 
 def _recorded(
     config: Config,
-    differs: dict[str, list[Any]],
+    filed: Mapping[str, Any],
     data: Data,
     steps: dict[str, Step],
     infos: dict[str, dict[str, Any]],
@@ -134,6 +136,7 @@ def _recorded(
     """Fill the run's folder and write its record; a run that diverged has one too."""
     keys = {name: step.key for name, step in steps.items()}
     device = make_accelerator(config.trainer).device.type
+    differs = records.differences(filed, config)
     record = report.make_record(config, asdict(config), differs, data, keys, infos, device, diverged)
     if not diverged:
         report.fill_folder(folder, record, steps["finetune"].folder)

@@ -137,6 +137,12 @@ BAD = {
     "Integer",
     "target_flops=0.5 target_params=0.5": "target_params=0.5: must be null when target_flops is given",
     "trainer.compile=perhaps": "trainer.compile=perhaps: Value 'perhaps' is not a valid bool (type str)",
+    "trainer.channels_last=x": "trainer.channels_last=x: Value 'x' is not a valid bool (type str)",
+    "trainer.cuda_graphs=true": "trainer.cuda_graphs=true: must be false or null unless trainer.compile=true",
+    "trainer=auto trainer.cuda_graphs=true": "trainer.cuda_graphs=true: must be false or null unless "
+    "trainer.compile=true",
+    "trainer.compile=true trainer.cuda_graphs=true trainer.device=cpu": "trainer.cuda_graphs=true: must be "
+    "false or null with trainer.device=cpu",
 }
 
 

@@ -84,8 +84,9 @@ def test_torchrun_measures_what_one_process_measures(tmp_path):
 
 
 def test_accelerate_starts_them_as_well(tmp_path):
-    said = launched(ACCELERATE, *TINY[:3], *places(tmp_path))
+    said = launched(ACCELERATE, *TINY[:3], "trainer=auto", *places(tmp_path))
     assert said.count("finetune epoch 1/1: ") == 1
+    assert said.count("trainer: ") == 1  # one measures for both
     assert one(tmp_path)[0].environment["processes"] == 2
 
 

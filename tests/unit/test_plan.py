@@ -27,6 +27,11 @@ def test_the_plan_finds_the_stages_of_every_record_that_was_kept(record):
     assert {name: planned[name] for name in record.stages} == record.stages
 
 
+def test_cuda_graphs_that_are_off_change_no_key():
+    settings = plan(checked(composed()), DATA)["baseline"].depends_on["trainer"]
+    assert settings == {"precision": "no", "channels_last": True, "compile": False}
+
+
 def test_targets_share_everything_up_to_the_scores():
     one, other = keys("target_flops=0.4"), keys("target_flops=0.6")
     shared = {name for name in one if one[name] == other[name]}
@@ -59,6 +64,8 @@ def test_single_weights_need_no_scores():
     ("override", "first"),
     [
         ("seed=1", "baseline"),
+        ("trainer.compile=true", "baseline"),
+        ("trainer={compile: true, cuda_graphs: true}", "baseline"),
         ("lamb=2e-4", "sparsify"),
         ("regularizer=bn_scale", "sparsify"),
         ("criterion=fpgm", "score"),

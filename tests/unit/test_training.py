@@ -103,6 +103,25 @@ def test_batch_norm_over_all_processes_has_the_same_names_and_tensors():
     assert all(shared[name] is tensor for name, tensor in kept.items())
 
 
+def compiled(width, **trainer):
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(4 * width, 2))
+    model, chosen = nn.Sequential(*layers), Trainer(device="cpu", threads=1, **trainer)
+    curve = fit(model, data(), Recipe(epochs=2, batch_size=8), chosen, seed=5, stage="baseline")
+    return model.state_dict(), [row["train_loss"] for row in curve], [row["train_accuracy"] for row in curve]
+
+
+def test_what_was_compiled_before_changes_no_bit_and_graphs_keep_every_answer():
+    eager, first = compiled(4), compiled(4, compile=True)
+    compiled(5, compile=True)  # of other shapes, as a pruned network is
+    again, graphs = compiled(4, compile=True), compiled(4, compile=True, cuda_graphs=True)
+    for weights, losses, accuracies in (again, graphs):
+        assert all(torch.equal(weights[name], first[0][name]) for name in weights)
+        assert (losses, accuracies) == first[1:]
+    assert first[1] == pytest.approx(eager[1], abs=1e-5)
+    assert all(torch.allclose(first[0][name], eager[0][name], atol=1e-5) for name in eager[0])
+
+
 def test_without_cuda_the_device_is_the_cpu(monkeypatch):
     everywhere = SimpleNamespace(is_available=lambda: True, is_built=lambda: True)
     monkeypatch.setattr(torch.backends, "mps", everywhere)
