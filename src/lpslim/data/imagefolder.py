@@ -46,7 +46,7 @@ class StreamedSplit:
 
     Training images: a random resized crop, mirrored half of the time if ``flip``. Evaluation:
     the centre crop of the image resized by 256/224 (the usual ImageNet protocol). ``decoded`` finds the
-    pixels of the samples, decoded once, or says None; the batches are the same bits.
+    pixels of the samples, decoded once, if it can: the batches are the same bits.
     """
 
     samples: Samples
@@ -54,7 +54,7 @@ class StreamedSplit:
     flip: bool
     workers: int
     device: torch.device = CPU
-    decoded: Callable[[], Pixels | None] = lambda: None
+    decoded: Callable[[], Pixels | None] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,9 +85,10 @@ class StreamedSplit:
         self, steps: list[Any], batches: Iterator[Sequence[int]], generator: torch.Generator, others: int = 0
     ) -> Iterator[Batch]:
         """Yield the batches of image numbers; ``others``: workers of the processes before this one."""
+        pixels = self.decoded() if self.decoded else None
         finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
         loader = DataLoader(
-            _Decoded(self.samples, v2.Compose([*steps, *finish]), self.decoded()),
+            _Decoded(self.samples, v2.Compose([*steps, *finish]), pixels),
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.workers,
             generator=generator,  # orders the images and seeds the workers
