@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from lpslim import records, store
+from lpslim import index, store
+from lpslim.config import PROTOCOLS
 from lpslim.errors import UserError
-from lpslim.evaluation import PROTOCOLS
 from lpslim.keys import canonical
 from lpslim.records import Record
 from reproduce import plots, provenance, published
@@ -212,7 +212,7 @@ def render(results: Path, selection: str, outdated: bool = False) -> None:
     Raises:
         UserError: a record cannot be read.
     """
-    found = records.read_all(results)
+    found = index.read_all(results)
     if not found:
         print(f"no records below {results / 'records'}: nothing to draw")
         return

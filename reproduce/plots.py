@@ -167,7 +167,7 @@ def ranking(axes: Axes, drawn: Sequence[Series], selection: str) -> None:
     ordered = sorted(drawn, key=lambda each: each.group.accuracy("finetune", selection).mean)
     for place, each in enumerate(ordered):
         value = each.group.accuracy("finetune", selection)
-        kind = FAMILIES.index(family(each.group.first.config))
+        kind = FAMILIES.index(family(each.group.first.settings))
         spread = value.sd if value.n >= SPREAD_FROM else None
         axes.errorbar(
             value.mean, place, xerr=spread, color=COLOURS[kind], marker=MARKERS[kind], ms=7, capsize=3,
