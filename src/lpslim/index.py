@@ -8,6 +8,7 @@ not believed; where none can be written, the JSON files are read each time.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -104,10 +105,15 @@ class _Known:
         self.records: dict[str, Record] = {}
         self.columns: dict[str, tuple[list[int], list[str]]] = {}
         self.parsed: dict[str, Any] = {}
+        collects = gc.isenabled()
+        gc.disable()  # millions of values are made, and none is garbage: to look for it doubles the time
         try:
             self._open()
         except BROKEN:
             self.stamps, self.records = {}, {}
+        finally:
+            if collects:
+                gc.enable()
 
     def _open(self) -> None:
         path = self.results / NAME
