@@ -40,7 +40,7 @@ SHAPE = pa.schema([pa.field("path", pa.string(), nullable=False),
                    *(pa.field(name, pa.int64(), nullable=False) for name in STAMP),
                    *(pa.field(name, TEXT, nullable=False) for name in FIELDS)])  # fmt: skip
 UNSETTLED = 2_000_000_000  # nanoseconds: a file so young may change again within one tick of its clock
-WORTH = 50  # to read a file costs as much as to write the rows of so many into the index
+WORTH = 50  # until one in so many is new, reading those again costs less than writing the whole index
 BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, RecursionError)
 LARGEST = 2**30  # bytes of the texts of one field: beyond, pyarrow would write each of them out
 CODE = b"lpslim"
