@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lpslim.records import OPEN, PLACES, Record
+from lpslim.records import OPEN, PLACES
 from lpslim.statistics import Summary, verdict
-from reproduce.groups import Group, dense_networks, grouped
+from reproduce.evidence import Evidence
+from reproduce.groups import Group
 from reproduce.labels import setting
 from reproduce.markup import Missing
-from reproduce.provenance import EXPERIMENTS, OUTDATED, disputed, outdated
+from reproduce.provenance import EXPERIMENTS, OUTDATED, outdated
 from reproduce.published import OURS, Row, dense_of, number
 
 # Points: smaller differences between methods are noise (docs/protocol.md); GLUE's development sets are small
@@ -22,7 +23,7 @@ SEEDS = dict.fromkeys((f"bert_glue/{task}" for task in ("rte", "mrpc", "cola", "
 GLUE_SIZES = {"cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408), "stsb": (5749, 1500),
               "rte": (2490, 277), "qnli": (104743, 5463), "qqp": (363846, 40430),
               "mnli": (392702, 9815)}  # official training and development sets  # fmt: skip
-HOW = (*PLACES, *OPEN)  # not worth a word in a table
+HOW = PLACES.union(OPEN)  # not worth a word in a table
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ class Claim:
     command: str = ""
 
 
-def claim(row: Row, column: str, rows: Sequence[Row], records: Sequence[Record], selection: str) -> Claim:
+def claim(row: Row, column: str, rows: Sequence[Row], shown: Evidence, selection: str) -> Claim:
     """Return the claim of one cell.
 
     Args:
         row, column: the cell. rows: all of its table.
-        records: all that are shown. selection: the protocol, see lpslim.evaluation.summarise.
+        shown: all records that are. selection: the protocol, see lpslim.evaluation.summarise.
 
     Raises:
         UserError: the records hold two results of one configuration and seed.
@@ -75,15 +76,13 @@ def claim(row: Row, column: str, rows: Sequence[Row], records: Sequence[Record],
     if row.is_average:
         return Claim(published, empty="needs every task")
     if row.is_dense:
-        return _dense_claim(row, column, rows, records, selection)
-    own = [each for each in records if each.experiment == row.experiment]
-    as_filed = grouped(each for each in own if not each.differs)
-    others = grouped(each for each in own if each.differs)
+        return _dense_claim(row, column, rows, shown, selection)
+    as_filed, others = (shown.groups(row.experiment, own) for own in (True, False))
     departing = tuple(Measured(group, _value(column, group, selection)) for group in others)
     if not as_filed:
         return Claim(published, (), departing, *_unfilled(row))
     dense = dense_of(row, rows)
-    incomparable = _incomparable(as_filed, disputed(records))
+    incomparable = _incomparable(as_filed, shown.doubtful)
     measured = tuple(
         _measured(row, column, group, selection, dense, why)
         for group, why in zip(as_filed, incomparable, strict=True)
@@ -101,19 +100,16 @@ def _unfilled(row: Row) -> tuple[str, str]:
     )
 
 
-def _dense_claim(
-    row: Row, column: str, rows: Sequence[Row], records: Sequence[Record], selection: str
-) -> Claim:
+def _dense_claim(row: Row, column: str, rows: Sequence[Row], shown: Evidence, selection: str) -> Claim:
     """The dense network of a table: measured at the start of every run of its rows."""
     published = row.cells[column]
     if column in COSTS:
         return Claim(published, empty="by definition")
     pruned = {each.experiment for each in rows if each.experiment and dense_of(each, rows) is row}
-    own = [each for each in records if each.experiment in pruned and not each.differs]
-    found, doubtful = [], disputed(records)
-    for group in dense_networks(own):
+    found = []
+    for group in shown.dense(pruned):
         value = group.accuracy("baseline", selection)
-        why = _doubt(group, doubtful, ("baseline",))
+        why = _doubt(group, shown.doubtful, ("baseline",))
         compared = (None, why) if why else _compare(number(published), value.mean, group, "")
         found.append(Measured(group, value, *compared))
     return Claim(published, tuple(found), empty="" if found else "measured with any of its rows")

@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from lpslim import records, store
+from lpslim import index, store
+from lpslim.config import PROTOCOLS
 from lpslim.errors import UserError
-from lpslim.evaluation import PROTOCOLS
 from lpslim.keys import canonical
 from lpslim.records import Record
 from reproduce import plots, provenance, published
@@ -136,24 +136,28 @@ def figures(found: Sequence[Record], selection: str, outdated: bool = False) -> 
 
     Runs that diverged are not drawn, nor, without ``outdated``, what older code measured. A pair of
     which no run used the ADMM has no residuals to show. Where all runs have one budget, they are
-    compared line by line, and against FLOPs only beside published figures.
+    compared line by line, and against FLOPs only beside published figures. Of more configurations than
+    marks can tell apart, the best are drawn, and the title says so.
 
     Raises:
         UserError: the records hold two results of one configuration and seed.
     """
-    pairs: dict[tuple[str, str], list[Record]] = {}
+    pairs: dict[tuple[str, str], list[Group]] = {}
     shown, _ = provenance.sift(found, outdated)
     for group in grouped(record for record in shown if not record.diverged):
-        pairs.setdefault(group.pair, []).extend(group.records)
+        pairs.setdefault(group.pair, []).append(group)
     made = {}
-    for pair, own in sorted(pairs.items()):
+    for pair, every in sorted(pairs.items()):
         suffix, where = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(pair)), f"{pair[1]} on {pair[0]}"
+        groups = best(every, selection)
+        own = [record for group in groups for record in group.records]
+        if len(groups) < len(every):
+            where += f", best {len(groups)} of {len(every)}"
         if any(map(provenance.outdated, own)):
             where += f" ({provenance.OUTDATED} measured by older code, or counted otherwise)"
         if admm := sparsified(own):
             drawn = plots.series(admm, labels(admm, ADMM_NEEDS))
             made[f"residuals_{suffix}"] = residuals_figure(drawn, f"ADMM of {where}")
-        groups = grouped(own)
         names = labels(groups)
         if widths := alike(groups, names):
             made[f"channels_{suffix}"] = channels_figure(plots.series(*widths), f"What is kept, {where}")
@@ -165,6 +169,13 @@ def figures(found: Sequence[Record], selection: str, outdated: bool = False) -> 
         title = f"{where}, {groups[0].metric} {PROTOCOL[selection]}"
         made[f"accuracy_vs_flops_{suffix}"] = accuracy_figure(drawn, title, rows, selection)
     return made
+
+
+def best(groups: Sequence[Group], selection: str) -> list[Group]:
+    """Return the groups that are drawn, in their order: all, or of too many those of highest accuracy."""
+    means = [group.accuracy("finetune", selection).mean for group in groups]
+    first = sorted(range(len(groups)), key=lambda i: -means[i])[: plots.MOST]
+    return [groups[i] for i in sorted(first)]
 
 
 def alike(groups: Sequence[Group], names: Sequence[str]) -> tuple[list[Group], list[str]] | None:
@@ -212,7 +223,7 @@ def render(results: Path, selection: str, outdated: bool = False) -> None:
     Raises:
         UserError: a record cannot be read.
     """
-    found = records.read_all(results)
+    found = index.read_all(results)
     if not found:
         print(f"no records below {results / 'records'}: nothing to draw")
         return

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lpslim.errors import UserError
 from lpslim.keys import canonical
 from lpslim.records import PLACES, Record
-from lpslim.records import settings as recorded
 from lpslim.statistics import Summary, summary
 from reproduce.provenance import versions
 
@@ -46,7 +45,7 @@ class Group:
     @property
     def pair(self) -> tuple[str, str]:
         """Data set and model."""
-        return str(self.first.data["name"]), str(self.first.config["model"]["name"])
+        return str(self.first.data["name"]), str(self.first.settings["model.name"])
 
     @property
     def table(self) -> str:
@@ -81,8 +80,7 @@ class Group:
 
     def epochs(self) -> str:
         """Return the epochs really run, baseline / sparsify / fine-tune; ``-`` where there was no stage."""
-        curves = self.first.curves
-        lengths = [len(curves.get(s, {}).get("train_loss", [])) for s in ("baseline", "sparsify", "finetune")]
+        lengths = [self.first.epochs.get(stage, 0) for stage in ("baseline", "sparsify", "finetune")]
         return " / ".join(str(n) if n else "-" for n in lengths)
 
 
@@ -92,7 +90,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     Raises:
         UserError: two different results exist for one configuration and seed.
     """
-    return _group(records, lambda r: settings(r.config))
+    return _group(records)
 
 
 def dense_networks(records: Iterable[Record]) -> list[Group]:
@@ -102,7 +100,7 @@ def dense_networks(records: Iterable[Record]) -> list[Group]:
         UserError: two different dense networks exist for one configuration and seed.
     """
     ended = (record for record in records if not record.diverged)
-    return _group(ended, lambda r: settings(r.config, DENSE_NEEDS), ("baseline",))
+    return _group(ended, DENSE_NEEDS, ("baseline",))
 
 
 def sparsified(records: Iterable[Record]) -> list[Group]:
@@ -112,17 +110,20 @@ def sparsified(records: Iterable[Record]) -> list[Group]:
         UserError: two different results of the ADMM exist for one configuration and seed.
     """
     used = (record for record in records if record.convergence and not record.diverged)
-    return _group(used, lambda r: settings(r.config, ADMM_NEEDS), ("baseline", "sparsify"))
+    return _group(used, ADMM_NEEDS, ("baseline", "sparsify"))
 
 
 def _group(
-    records: Iterable[Record], needs: Callable[[Record], dict[str, Any]], stages: Sequence[str] | None = None
+    records: Iterable[Record], parts: Sequence[str] | None = None, stages: Sequence[str] | None = None
 ) -> list[Group]:
-    """Group by what the result of the last of ``stages`` depends on; None: of all."""
-    found: dict[str, dict[str, Record]] = {}
+    """Group by what the result of the last of ``stages`` depends on, settings in ``parts``; None: by all."""
+    found: dict[tuple[Any, ...], dict[str, Record]] = {}
+    needs: dict[str, str] = {}
     for record in records:
-        code = versions(record, stages)
-        identity = canonical([needs(record), code, record.data["fingerprint"], record.cost["rule"]])
+        if record.asked not in needs:
+            needs[record.asked] = canonical(effective(record.settings, parts))
+        code = tuple(sorted(versions(record, stages).items()))
+        identity = (needs[record.asked], code, record.data["fingerprint"], record.cost["rule"])
         key = record.stages[stages[-1]] if stages else record.key
         found.setdefault(identity, {}).setdefault(key, record)
     return [_over_seeds(list(runs.values())) for runs in found.values()]
@@ -138,20 +139,20 @@ def _over_seeds(runs: list[Record]) -> Group:
     return Group(ended, tuple(run for run in ordered if run.diverged))
 
 
-def settings(config: Mapping[str, Any], parts: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the settings that a result depends on, flat: no places, nothing that was without effect.
+def effective(settings: Mapping[str, Any], parts: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the ``settings`` of a record on which a result depends: no places, nothing without effect.
 
     ``parts`` keeps only the keys that begin with one of these.
     """
-    kept = {key: value for key, value in recorded(config).items() if key not in PLACES}
+    kept = {key: value for key, value in settings.items() if key not in PLACES}
     for part in _without_effect(kept):
         kept = {k: v for k, v in kept.items() if k != part and not k.startswith(f"{part}.")}
-    has_target = config["target_flops"] is not None or config["target_params"] is not None
+    has_target = settings["target_flops"] is not None or settings["target_params"] is not None
     if has_target and kept.get("p") != 0:  # L0 reads the ratio all the same
         del kept["ratio"]
     if parts is None:
         return kept
-    read = (*parts, "ratio") if "p" in parts and config["p"] == 0 else parts
+    read = (*parts, "ratio") if "p" in parts and settings["p"] == 0 else parts
     return {k: v for k, v in kept.items() if k.split(".")[0] in read and k != "model.floor"}
 
 

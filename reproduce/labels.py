@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lpslim.keys import canonical
 from lpslim.records import Record
-from lpslim.records import settings as recorded
-from reproduce.groups import Group, settings
+from reproduce.groups import Group, effective
 from reproduce.provenance import OUTDATED, outdated, short, versions
 
 WORDS = {None: "null", True: "true", False: "false"}
@@ -43,9 +40,8 @@ TELLING: tuple[Callable[[Record], str], ...] = (  # what else may differ, in thi
 )
 
 
-def method(config: Mapping[str, Any]) -> str:
+def method(chosen: Mapping[str, Any]) -> str:
     """Return what was done in the paper's terms: ``Lp p=5, M=1``, ``L1``, ``no ADMM (magnitude)``."""
-    chosen = recorded(config)
     penalty, across = chosen["regularizer.penalty"], chosen["criterion.across"]
     criterion = str(chosen["criterion.name"])
     selection = RIVALS.get(criterion, criterion)
@@ -54,7 +50,7 @@ def method(config: Mapping[str, Any]) -> str:
     elif penalty == "none":
         name = _criterion(selection, across, chosen["criterion.widths"])
     else:
-        name = pull(config)
+        name = pull(chosen)
         name += "" if (criterion, across) == ("magnitude", "minmax") else f", {selection}{SHARES[across]}"
     name += _protected(chosen["protected"])
     unstructured = ", single weights" if chosen["structure"] == "weights" else ""
@@ -67,16 +63,14 @@ def _protected(layers: Sequence[str]) -> str:
     return f", protected {', '.join(layers)}" if layers else ""
 
 
-def pull(config: Mapping[str, Any]) -> str:
+def pull(chosen: Mapping[str, Any]) -> str:
     """Return what the ADMM did alone, whatever was then chosen by its result: ``Lp p=5, M=1``."""
-    chosen = recorded(config)
     penalty = chosen["regularizer.penalty"]
-    return _lp(config["p"], config["M"]) if penalty == "lp" else str(penalty)
+    return _lp(chosen["p"], chosen["M"]) if penalty == "lp" else str(penalty)
 
 
-def family(config: Mapping[str, Any]) -> str:
+def family(chosen: Mapping[str, Any]) -> str:
     """Return what kind of entry a configuration is in a comparison: a key of FAMILIES."""
-    chosen = recorded(config)
     if chosen["structure"] == "weights":
         return "unstructured"
     if chosen["regularizer.penalty"] not in ("none", "bn_scale"):
@@ -110,32 +104,35 @@ def labels(groups: Sequence[Group], parts: Sequence[str] | None = None) -> list[
 
     Where it was measured by other code, or counted by another rule, than today's, a mark follows.
 
-    ``parts``: as in :func:`reproduce.groups.settings`, the settings that matter.
+    ``parts``: as in :func:`reproduce.groups.effective`, the settings that matter.
     """
-    names = [(method if parts is None else pull)(group.first.config) for group in groups]
-    scored = [_scored_on(group.first.config) if parts is None else "" for group in groups]
+    names = [(method if parts is None else pull)(group.first.settings) for group in groups]
+    scored = [_scored_on(group.first.settings) if parts is None else "" for group in groups]
     if len({each for each in scored if each}) > 1:
         names = [f"{n}, scored on {on}" if on else n for n, on in zip(names, scored, strict=True)]
     marks = [f" {OUTDATED}" if outdated(group.first) else "" for group in groups]
-    marked = list(zip(names, marks, strict=True))
-    for both in sorted({both for both, times in Counter(marked).items() if times > 1}):
-        alike = [i for i, each in enumerate(marked) if each == both]
-        for i, extra in zip(alike, _telling([groups[i] for i in alike], parts), strict=True):
-            names[i] = ", ".join([both[0], *extra])
+    marked = zip(names, marks, strict=True)
+    shared: dict[tuple[str, str], list[int]] = {}
+    for i, both in enumerate(marked):
+        shared.setdefault(both, []).append(i)
+    for (name, _), alike in shared.items():
+        extras = _telling([groups[i] for i in alike], parts) if len(alike) > 1 else [[]]
+        for i, extra in zip(alike, extras, strict=True):
+            names[i] = ", ".join([name, *extra])
     return [name + mark for name, mark in zip(names, marks, strict=True)]
 
 
-def _scored_on(config: Mapping[str, Any]) -> str:
+def _scored_on(chosen: Mapping[str, Any]) -> str:
     """Return Z or W, empty where there is no Z to choose."""
-    without = config["regularizer"]["penalty"] in ("none", "bn_scale")
-    return "" if without else str(config["criterion"]["weights"])
+    without = chosen["regularizer.penalty"] in ("none", "bn_scale")
+    return "" if without else str(chosen["criterion.weights"])
 
 
 def _telling(alike: Sequence[Group], parts: Sequence[str] | None) -> list[list[str]]:
     """Return per group the settings in which these groups differ; where none do, their data or their code."""
-    each_settings = [settings(group.first.config, parts) for group in alike]
+    each_settings = [effective(group.first.settings, parts) for group in alike]
     keys = sorted({key for each in each_settings for key in each})
-    varying = [key for key in keys if len({canonical(each.get(key)) for each in each_settings}) > 1]
+    varying = [key for key in keys if len({repr(each.get(key)) for each in each_settings}) > 1]
     extras = [[setting(key, each[key]) for key in varying if key in each] for each in each_settings]
     found = [group.first for group in alike]
     for tell in TELLING:

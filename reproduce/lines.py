@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from lpslim.records import Record
 from lpslim.statistics import Summary
 from reproduce import provenance, published
 from reproduce.claims import ACCURACIES, Claim, Measured, claim, departures
+from reproduce.evidence import Evidence
 from reproduce.groups import Group, grouped
 from reproduce.labels import FAMILIES, family, labels
 from reproduce.markup import Line, Missing, Value
@@ -19,7 +19,7 @@ COLUMNS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "score": "Score",
            "flops_drop": "FLOPs drop (%)", "params_drop": "Params drop (%)"}  # fmt: skip
 
 
-def paper_lines(table: str, found: Sequence[Record], selection: str) -> list[Line]:
+def paper_lines(table: str, shown: Evidence, selection: str) -> list[Line]:
     """Return a published table line by line, what was measured beside what was published.
 
     Runs of a row's experiment with other settings follow it on lines of their own.
@@ -27,12 +27,12 @@ def paper_lines(table: str, found: Sequence[Record], selection: str) -> list[Lin
     Raises:
         UserError: no such table, or two results of one configuration and seed.
     """
-    rows, doubtful = published.read(table), provenance.disputed(found)
+    rows = published.read(table)
     lines: list[Line] = []
     for row in rows:
         columns = [column for column in COLUMNS if column in row.cells]
-        claims = {column: claim(row, column, rows, found, selection) for column in columns}
-        lines += _row_lines(row, claims, doubtful)
+        claims = {column: claim(row, column, rows, shown, selection) for column in columns}
+        lines += _row_lines(row, claims, shown.doubtful)
     return lines
 
 
@@ -89,7 +89,7 @@ def _is_outdated(row: Row, measured: Measured) -> bool:
     return bool(provenance.outdated(measured.group.first, stages))
 
 
-def measured_blocks(found: Sequence[Record], selection: str) -> dict[str, list[Line]]:
+def measured_blocks(shown: Evidence, selection: str) -> dict[str, list[Line]]:
     """Return ``{"<data set>, <model>": lines}``, a line for each configuration that was measured.
 
     The metric follows in brackets where it is not accuracy.
@@ -97,18 +97,17 @@ def measured_blocks(found: Sequence[Record], selection: str) -> dict[str, list[L
     Raises:
         UserError: the records hold two results of one configuration and seed.
     """
-    doubtful = provenance.disputed(found)
     blocks: dict[str, list[Group]] = {}
-    for group in grouped(found):
+    for group in grouped(shown.records):
         metric = "" if group.metric == "accuracy" else f" ({group.metric})"
         blocks.setdefault(", ".join(group.pair) + metric, []).append(group)
-    return {title: _block(groups, selection, doubtful) for title, groups in sorted(blocks.items())}
+    return {title: _block(groups, selection, shown.doubtful) for title, groups in sorted(blocks.items())}
 
 
 def _block(groups: Sequence[Group], selection: str, doubtful: frozenset[str]) -> list[Line]:
     """Return a line per group: what has the ADMM, then rivals, then controls, each by name."""
     named = [
-        (FAMILIES.index(family(g.first.config)), n, g) for n, g in zip(labels(groups), groups, strict=True)
+        (FAMILIES.index(family(g.first.settings)), n, g) for n, g in zip(labels(groups), groups, strict=True)
     ]
     return [
         _group_line(name, group, selection, doubtful)
@@ -134,13 +133,13 @@ def _group_line(name: str, group: Group, selection: str, doubtful: frozenset[str
     }
 
 
-def counted(found: Sequence[Record], selection: str) -> list[str]:
+def counted(shown: Evidence, selection: str) -> list[str]:
     """Return per published table how many of its reproducible rows are measured."""
     sentences = []
     for table, title in TITLES.items():
         rows = published.read(table)
         ours = [row for row in rows if row.experiment]
-        claims = [claim(row, accuracy_column(row), rows, found, selection) for row in ours]
+        claims = [claim(row, accuracy_column(row), rows, shown, selection) for row in ours]
         done = sum(_is_measured(each) for each in claims)
         sentences.append(f"{title}: {done} of {len(ours)} rows measured as configured.")
     return sentences

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from lpslim.statistics import Summary
 
-LATEX = {
+SPECIAL = re.compile(r"[\\`*\[\]|~_&<>]")  # to Markdown
+LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$",
-}  # fmt: skip
+})  # fmt: skip
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs a text cell that begins with one of these
 LAST_COLUMN = "p{70mm}"
 
@@ -33,8 +34,9 @@ Line = dict[str, Value]
 
 def plain(text: str) -> str:
     """Return ``text`` on one line: every control character and run of white space is one space."""
-    printable = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(printable.split())
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())
 
 
 def words(value: Value) -> str:
@@ -50,13 +52,16 @@ def words(value: Value) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return ``text`` so that Markdown shows it literally; an underscore inside a word needs no escape."""
-    escaped = re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(plain(text), quote=False))
+    text = plain(text)
+    if not SPECIAL.search(text):
+        return text
+    escaped = re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(text, quote=False))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)
 
 
 def escape_latex(text: str) -> str:
     """Return ``text`` so that LaTeX prints it literally."""
-    return "".join(LATEX.get(char, char) for char in plain(text))
+    return plain(text).translate(LATEX)
 
 
 def escape_csv(text: str) -> str:

@@ -22,6 +22,7 @@ from reproduce.published import OURS, Row, number
 # Okabe and Ito's palette for colour-blind readers, without its yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "os^Dv<>Ph*X"
+MOST = len(COLOURS) * len(MARKERS)  # series, no two of which have both in common
 GREY = "#8A8A8A"
 LEGEND_WIDTH = 46  # characters
 MOST_UNLIKE = 20  # times as wide: then shares are drawn
@@ -41,7 +42,7 @@ class Series:
 
 
 def series(groups: Sequence[Group], names: Sequence[str]) -> list[Series]:
-    """Give every group a colour and a marker; no two of the first 77 have both in common."""
+    """Give every group a colour and a marker; no two of the first MOST have both in common."""
     return [
         Series(group, literal(name), COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
         for i, (group, name) in enumerate(zip(groups, names, strict=True))
@@ -167,7 +168,7 @@ def ranking(axes: Axes, drawn: Sequence[Series], selection: str) -> None:
     ordered = sorted(drawn, key=lambda each: each.group.accuracy("finetune", selection).mean)
     for place, each in enumerate(ordered):
         value = each.group.accuracy("finetune", selection)
-        kind = FAMILIES.index(family(each.group.first.config))
+        kind = FAMILIES.index(family(each.group.first.settings))
         spread = value.sd if value.n >= SPREAD_FROM else None
         axes.errorbar(
             value.mean, place, xerr=spread, color=COLOURS[kind], marker=MARKERS[kind], ms=7, capsize=3,

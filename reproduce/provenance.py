@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from lpslim.config import Dataset
 from lpslim.keys import canonical
-from lpslim.records import PLACES, Record, settings
+from lpslim.records import PLACES, Record
 from lpslim.versions import RULE, VERSIONS
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 OUTDATED, DISPUTED = "†", "‡"
 SHORT = 8  # characters of a fingerprint
-AFTER_READING = ("dataset.val_fraction", "dataset.crop_padding", "dataset.flip")  # in no fingerprint
+AFTER_READING = {"dataset.val_fraction", "dataset.crop_padding", "dataset.flip"}  # in no fingerprint
+READING = sorted({f"dataset.{each.name}" for each in fields(Dataset)} - PLACES - AFTER_READING)
 
 
 def versions(record: Record, stages: Iterable[str] | None = None) -> dict[str, int]:
@@ -97,23 +100,17 @@ def disputes(found: Iterable[Record]) -> list[str]:
     return [
         f"{DISPUTED} Different data are called {name}, {source}: {', '.join(short(f) for f in others)}. They "
         "are not averaged, and neither is compared with a published figure."
-        for (name, source, _), others in sorted(_rivals(found).items())
+        for (name, source, *_), others in sorted(_rivals(found).items())
     ]
 
 
-def _rivals(found: Iterable[Record]) -> dict[tuple[str, str, str], list[str]]:
-    seen: dict[tuple[str, str, str], set[str]] = {}
+def _rivals(found: Iterable[Record]) -> dict[tuple[str, ...], list[str]]:
+    seen: dict[tuple[str, ...], set[str]] = {}
     for record in found:
         data = record.data
-        called = (str(data["name"]), str(data["source"]), canonical(_reading(record.config)))
+        called = (data["name"], data["source"], *(repr(record.settings[key]) for key in READING))
         seen.setdefault(called, set()).add(data["fingerprint"])
     return {called: sorted(others) for called, others in seen.items() if len(others) > 1}
-
-
-def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that shape the data, and so their fingerprint."""
-    without = (*PLACES, *AFTER_READING)
-    return {k: v for k, v in settings(config).items() if k.startswith("dataset.") and k not in without}
 
 
 def source(record: Record, doubtful: frozenset[str]) -> str:
@@ -123,7 +120,7 @@ def source(record: Record, doubtful: frozenset[str]) -> str:
     """
     fingerprint, name = record.data["fingerprint"], str(record.data["source"])
     if fingerprint.startswith(STREAMED):
-        name += f", cut to {record.config['dataset']['image_size']} px"
+        name += f", cut to {record.settings['dataset.image_size']} px"
     return f"{name} {DISPUTED} {short(fingerprint)}" if fingerprint in doubtful else name
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from lpslim import records, store
+from lpslim import index, store
+from lpslim.config import PROTOCOLS
 from lpslim.errors import UserError
-from lpslim.evaluation import PROTOCOLS
 from lpslim.records import Record
 from reproduce import markup, provenance, published
 from reproduce.claims import BAND, BANDS
+from reproduce.evidence import Evidence
 from reproduce.labels import PROTOCOL
 from reproduce.lines import counted, measured_blocks, paper_lines
 from reproduce.markup import Line
 from reproduce.published import TITLES
 
-Blocks = dict[str, list[Line]]
 REMARKS = {
     "bert_glue": (
         "MiniLM is another encoder (22.7M parameters, 10.6M of them in its layers): its scores are measured "
@@ -26,6 +29,7 @@ REMARKS = {
     )
 }
 
+LONGEST = 200  # lines of the measured table that a terminal is shown
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 NOTHING = "no records below {}: run something first, such as python run.py model=vgg_small dataset=digits"
 
@@ -52,32 +56,57 @@ def paper_notes(table: str) -> list[str]:
     ]
 
 
-def documents(found: Sequence[Record], selection: str, outdated: bool = False) -> dict[str, str]:
-    """Return ``{file name: content}`` of every table in every form.
+@dataclass(frozen=True)
+class Block:
+    """Lines under one heading, which may stand in several files."""
+
+    lines: list[Line]
+
+    @cached_property
+    def markdown(self) -> str:
+        """A Markdown table."""
+        return markup.markdown(self.lines)
+
+    @cached_property
+    def latex(self) -> str:
+        """A LaTeX tabular."""
+        return markup.latex(self.lines)
+
+
+def documents(
+    found: Sequence[Record], selection: str, outdated: bool = False
+) -> tuple[dict[str, str], list[str]]:
+    """Return ``{file name: content}`` of every table in every form; and README's block, as paragraphs.
 
     ``outdated``: also of records that older code measured, or that were counted by another rule.
     """
     files: dict[str, str] = {}
-    shown, _ = provenance.sift(found, outdated)
-    measured = measured_blocks(shown, selection)
+    shown, old = provenance.sift(found, outdated)
+    evidence = Evidence(shown)
+    measured = {title: Block(lines) for title, lines in measured_blocks(evidence, selection).items()}
+    own = _by_table(found)
     for table, title in TITLES.items():
-        own = [record for record in found if table in _tables_of(record)]
-        lines, doubts = paper_lines(table, shown, selection), _doubts(own, outdated)
-        remarks = [*notes(selection), *paper_notes(table), *doubts]
+        remarks = [*notes(selection), *paper_notes(table), *_doubts(own[table], outdated)]
         same_roof = {
-            f"Measured, same roof: {block}": rows
-            for block, rows in measured.items()
-            if published.same_roof(block) == table
+            f"Measured, same roof: {name}": block
+            for name, block in measured.items()
+            if published.same_roof(name) == table
         }
+        lines = Block(paper_lines(table, evidence, selection))
         files |= _forms(f"table_{table}", title, {"": lines, **same_roof}, remarks)
-    remarks = [*notes(selection), *_doubts(found, outdated)]
-    return files | _forms("measured", "Measured", measured, remarks)
+    remarks = [*notes(selection), *old, *provenance.disputes(shown)]
+    files |= _forms("measured", "Measured", measured, remarks)
+    return files, markdown_blocks(measured, [*remarks, *counted(evidence, selection)])
 
 
-def _tables_of(record: Record) -> tuple[str, str]:
-    """Return the published tables that a record may stand in: by its name, and under the same roof."""
-    beside = published.same_roof(f"{record.data['name']}, {record.config['model']['name']}")
-    return record.experiment.partition("/")[0], beside
+def _by_table(found: Sequence[Record]) -> dict[str, list[Record]]:
+    """Return the records that may stand in each published table: by their name, or under the same roof."""
+    own: dict[str, list[Record]] = {table: [] for table in TITLES}
+    for record in found:
+        beside = published.same_roof(f"{record.data['name']}, {record.settings['model.name']}")
+        for table in {record.experiment.partition("/")[0], beside} & own.keys():
+            own[table].append(record)
+    return own
 
 
 def _doubts(found: Sequence[Record], outdated: bool) -> list[str]:
@@ -85,26 +114,26 @@ def _doubts(found: Sequence[Record], outdated: bool) -> list[str]:
     return [*remarks, *provenance.disputes(shown)]
 
 
-def _forms(name: str, title: str, blocks: dict[str, list[Line]], remarks: list[str]) -> dict[str, str]:
-    tex = [f"\n% {markup.plain(key)}\n{markup.latex(lines)}" for key, lines in blocks.items()]
+def _forms(name: str, title: str, blocks: dict[str, Block], remarks: list[str]) -> dict[str, str]:
+    tex = [f"\n% {markup.plain(key)}\n{block.latex}" for key, block in blocks.items()]
     tex = [f"% {title}\n", *tex, "\n", *(f"% {remark}\n" for remark in remarks)]
-    flat = [{"Block": key, **line} if key else line for key, lines in blocks.items() for line in lines]
+    flat = [{"Block": key, **line} if key else line for key, block in blocks.items() for line in block.lines]
     flat = [line for line in flat if line.keys() == flat[0].keys()]  # the others stand in measured.csv
     return {
-        f"{name}.md": f"# {title}\n\n{markdown_blocks(blocks, remarks)}",
+        f"{name}.md": "\n".join([f"# {title}\n", *markdown_blocks(blocks, remarks)]),
         f"{name}.csv": markup.csv_table(flat or [{"Block": "nothing is measured yet"}]),
         f"{name}.tex": "".join(tex),
     }
 
 
-def markdown_blocks(blocks: dict[str, list[Line]], remarks: Sequence[str]) -> str:
-    """Return one Markdown table per block under its title, and the remarks below."""
+def markdown_blocks(blocks: dict[str, Block], remarks: Sequence[str]) -> list[str]:
+    """Return one Markdown table per block under its title, and the remarks; an empty line goes between."""
     parts = [
-        (f"**{markup.escape_markdown(key)}**\n\n" if key else "") + markup.markdown(lines)
-        for key, lines in blocks.items()
+        (f"**{markup.escape_markdown(key)}**\n\n" if key else "") + block.markdown
+        for key, block in blocks.items()
     ]
     listed = "".join(f"- {markup.escape_markdown(remark)}\n" for remark in remarks)
-    return "\n".join([*(parts or ["Nothing is measured yet.\n"]), listed])
+    return [*(parts or ["Nothing is measured yet.\n"]), listed]
 
 
 def update_readme(readme: Path, content: str) -> None:
@@ -147,19 +176,27 @@ def render(results: Path, selection: str, readme: Path | None = None, outdated: 
     Raises:
         UserError: a record cannot be read, or the readme lacks its markers.
     """
-    found = records.read_all(results)
-    files = documents(found, selection, outdated)
-    shown, _ = provenance.sift(found, outdated)
+    found = index.read_all(results)
+    files, block = documents(found, selection, outdated)
     for name, content in files.items():
         store.write_text(results / "tables" / name, content)
-    remarks = [*notes(selection), *_doubts(found, outdated), *counted(shown, selection)]
-    block = markdown_blocks(measured_blocks(shown, selection), remarks)
     if readme:
-        update_readme(readme, block)
-    print(block if found else NOTHING.format(results / "records"))
+        update_readme(readme, "\n".join(block))
+    print(_shown(block) if found else NOTHING.format(results / "records"))
     written = [results / "tables" / name for name in files] + ([readme] if readme else [])
     print("written:", *written, sep="\n  ")
 
 
+def _shown(block: Sequence[str]) -> str:
+    """Return the paragraphs, or the beginning of the tables and of the remarks where these are long."""
+    *tables, remarks = block
+    parts = ["\n".join(tables), remarks]
+    lengths = [part.count("\n") for part in parts]
+    cut = ["".join(part.splitlines(keepends=True)[:LONGEST]) for part in parts]
+    more = [f"... and {n - LONGEST} more lines, in the files below\n" if n > LONGEST else "" for n in lengths]
+    return "\n".join(part + rest for part, rest in zip(cut, more, strict=True))
+
+
 if __name__ == "__main__":
+    gc.disable()  # what is read is kept to the end: to look for garbage among it takes a third of the time
     sys.exit(main())

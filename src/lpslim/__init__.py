@@ -1,6 +1,18 @@
 """Network slimming using Lp (p<1) regularization: prune a network by ADMM, and check the paper."""
 
-from lpslim.api import Pruned, prune, save
-from lpslim.architecture import load
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lpslim.api import Pruned, prune, save
+    from lpslim.architecture import load
 
 __all__ = ["Pruned", "load", "prune", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for: tables are rendered without it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lpslim' has no attribute {name!r}")
+    from lpslim import api, architecture
+
+    return getattr(architecture if name == "load" else api, name)

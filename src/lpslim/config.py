@@ -11,13 +11,13 @@ from omegaconf import MISSING
 
 from lpslim import lookup
 from lpslim.errors import UserError
-from lpslim.evaluation import PROTOCOLS
 from lpslim.recipe import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULES, Recipe, Trainer
 
 FORMS = ("squared", "norm")
 SCORED_ON = ("Z", "W")
 ACROSS = ("minmax", "uniform", "raw")
 STRUCTURES = ("channels", "weights")
+PROTOCOLS = ("last", "val", "paper")  # which epoch's test accuracy counts: lpslim.evaluation.summarise
 RETRAINING = ("finetune", "scratch_e", "scratch_b")
 OF_IMAGES = ("bn_scale", "chip", "fpgm", "hrank")  # criteria of filters, their maps and their norms
 NO_ADMM = ("bn_scale", "none")

@@ -13,7 +13,6 @@ from lpslim.splits import WHOLE, Share, Split
 from lpslim.tasks import CLASSIFICATION, Task
 
 EVAL_BATCH = 500
-PROTOCOLS = ("last", "val", "paper")
 
 
 @torch.no_grad()

@@ -6,16 +6,17 @@ A record is written once, to ``<results>/records/<experiment>/<key>.json``. Ever
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -27,9 +28,11 @@ SCHEMA = schema.VERSION
 KEY = re.compile("[0-9a-f]{16}")
 LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
 # Where and how a run is done, not what it measures
-PLACES = ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
-          "dataset.download", "dataset.workers", "dataset.store_gb", "trainer.device", "trainer.threads",
-          "trainer.checkpoint_minutes")  # fmt: skip
+PLACES = frozenset(
+    ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
+     "dataset.download", "dataset.workers", "dataset.store_gb", "trainer.device", "trainer.threads",
+     "trainer.checkpoint_minutes")
+)  # fmt: skip
 # Settings that came after the first records were written, and what their absence means
 LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,
          "criterion.across": "minmax", "criterion.widths": None, "protected": [],
@@ -85,6 +88,30 @@ class Record:
     diverged: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """Every setting by its dotted key, also those that came after the record; for the seed, None."""
+        return {**LATER, **dict(flat(self.config)), "seed": None}
+
+    @cached_property
+    def asked(self) -> str:
+        """The settings as JSON, the same for runs over seeds: under it, what follows can be remembered."""
+        return json.dumps(self.settings)
+
+    @cached_property
+    def epochs(self) -> Mapping[str, int]:
+        """Stage -> how many epochs were run, of those that train."""
+        return {stage: len(curve["train_loss"]) for stage, curve in self.curves.items()}
+
+    if not TYPE_CHECKING:  # which shall go on to refuse what is no field
+
+        def __getattr__(self, name: str) -> Any:
+            """Take a field that the index left for later (see lpslim.index)."""
+            if name not in Record.__dataclass_fields__ or "later" not in vars(self):
+                raise AttributeError(f"a record has no {name}")
+            vars(self)[name] = value = vars(self)["later"](name)
+            return value
+
 
 def path_of(results: Path, experiment: str, key: str) -> Path:
     """Return where the record of a run is, or would be."""
@@ -136,16 +163,11 @@ def read_all(results: Path) -> list[Record]:
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every (dotted key, value) of a nested configuration."""
-    if isinstance(config, Mapping):
-        for key, inner in config.items():
-            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, config
-
-
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every setting of a recorded configuration, flat, also those that came after it."""
-    return {**LATER, **dict(flat(config))}
+    for key, inner in config.items():
+        if isinstance(inner, dict):
+            yield from flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
 
 
 def differences(filed: Mapping[str, Any], config: Config) -> dict[str, list[Any]]:
@@ -182,7 +204,7 @@ def _row(record: Record) -> dict[str, Any]:
         "fingerprint": record.data["fingerprint"],
         "penalty": config["regularizer"]["penalty"],
         "criterion": config["criterion"]["name"],
-        **{key: settings(config)[key] for key in ("structure", "retrain")},
+        **{key: record.settings[key] for key in ("structure", "retrain")},
         **{knob: config[knob] for knob in ("p", "M", "rho", "lamb", "ratio", "target_flops")},
         "diverged": record.diverged.get("stage", ""),
         "flops_drop": record.cost.get("flops_drop"),

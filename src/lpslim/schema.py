@@ -8,8 +8,17 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict
 
-from lpslim.config import ACROSS, LONGEST_NAME, NAMED, RETRAINING, SCORED_ON, STRUCTURES, Config, is_name
-from lpslim.evaluation import PROTOCOLS
+from lpslim.config import (
+    ACROSS,
+    LONGEST_NAME,
+    NAMED,
+    PROTOCOLS,
+    RETRAINING,
+    SCORED_ON,
+    STRUCTURES,
+    Config,
+    is_name,
+)
 
 VERSION = 1
 WORDS = {"structure": STRUCTURES, "retrain": RETRAINING, "selection": PROTOCOLS}

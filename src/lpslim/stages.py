@@ -18,11 +18,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lpslim import architecture, checkpoints, lookup, masking, ranks, selection, store
 from lpslim.architecture import Architecture
-from lpslim.config import Config
+from lpslim.config import PROTOCOLS, Config
 from lpslim.cost import Cost, layer_costs
 from lpslim.engine import Hooks, make_accelerator
 from lpslim.errors import DivergenceError
-from lpslim.evaluation import PROTOCOLS, evaluate, summarise
+from lpslim.evaluation import evaluate, summarise
 from lpslim.keys import derive_seed
 from lpslim.plan import Info, Step, architecture_of, last_recipe, penalty, torchvision_name
 from lpslim.recipe import Recipe, scaled

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
 
 SPREAD_FROM = 3  # runs; with fewer, a deviation says more than is known
+FEW = 8  # of fewer values, numpy takes ten times as long for the same bits
 ROUNDING = 1e-9  # a difference of two decimals is not exact in binary
 
 Verdict = Literal["within", "below", "above"]
@@ -40,9 +44,13 @@ def summary(values: Sequence[float]) -> Summary:
     Raises:
         ValueError: there is no value, or one is not finite.
     """
-    array = _finite(values)
-    spread = float(array.std(ddof=1)) if len(array) > 1 else None
-    return Summary(float(array.mean()), spread, len(array))
+    n = len(values)
+    if not 0 < n < FEW or not all(isinstance(value, float) and math.isfinite(value) for value in values):
+        array = _finite(values)
+        return Summary(float(array.mean()), float(array.std(ddof=1)) if n > 1 else None, n)
+    mean = _in_order(values) / n
+    squares = [(value - mean) * (value - mean) for value in values]
+    return Summary(mean, math.sqrt(_in_order(squares) / (n - 1)) if n > 1 else None, n)
 
 
 def bootstrap_interval(
@@ -80,6 +88,11 @@ def verdict(measured_mean: float, published: float, band: float) -> Verdict:
     if abs(difference) <= band + ROUNDING:
         return "within"
     return "below" if difference < 0 else "above"
+
+
+def _in_order(values: Sequence[float]) -> float:
+    """Return the sum, rounded after each term as numpy does for few; Python's own depends on its version."""
+    return float(reduce(operator.add, values))
 
 
 def _finite(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

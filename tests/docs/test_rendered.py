@@ -9,7 +9,7 @@ from reproduce import tables
 from tests.composing import ROOT
 
 RESULTS = ROOT / "results"
-FILES = tables.documents(records.read_all(RESULTS), "last")
+FILES, _ = tables.documents(records.read_all(RESULTS), "last")
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

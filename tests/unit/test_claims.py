@@ -14,7 +14,8 @@ from lpslim.errors import UserError
 from lpslim.statistics import Summary, summary
 from reproduce import published
 from reproduce.claims import BAND, EXPERIMENTS, claim, departures
-from reproduce.groups import dense_networks, grouped, settings, sparsified
+from reproduce.evidence import Evidence
+from reproduce.groups import dense_networks, effective, grouped, sparsified
 from reproduce.labels import FAMILIES, family, labels
 from reproduce.published import Row
 
@@ -30,7 +31,7 @@ def row_of(experiment: str) -> Row:
 
 def claim_of(experiment: str, found, column="top1", selection="last"):
     row = row_of(experiment)
-    return claim(row, column, published.read(row.table), found, selection)
+    return claim(row, column, published.read(row.table), Evidence(found), selection)
 
 
 def ours() -> list[Row]:
@@ -105,13 +106,13 @@ def test_without_records_a_cell_names_the_command_that_fills_it():
 
 def test_cells_that_nothing_fills_say_why():
     rows = published.read("resnet50_imagenet")
-    assert claim(rows[2], "top5", rows, [], "last").empty == "not recorded"
-    assert claim(rows[0], "top1", rows, [], "last").empty == "another method"
+    assert claim(rows[2], "top5", rows, Evidence([]), "last").empty == "not recorded"
+    assert claim(rows[0], "top1", rows, Evidence([]), "last").empty == "another method"
     rows = published.read("bert_glue")
-    assert claim(rows[-1], "score", rows, [], "last").empty == "needs every task"
+    assert claim(rows[-1], "score", rows, Evidence([]), "last").empty == "needs every task"
     rows = published.read("vgg16_cifar10")
-    assert claim(rows[0], "flops_drop", rows, [], "last").empty == "by definition"
-    assert claim(rows[0], "top1", rows, [], "last").empty == "measured with any of its rows"
+    assert claim(rows[0], "flops_drop", rows, Evidence([]), "last").empty == "by definition"
+    assert claim(rows[0], "top1", rows, Evidence([]), "last").empty == "measured with any of its rows"
 
 
 def test_an_experiment_without_a_file_has_no_command(monkeypatch, tmp_path):
@@ -204,7 +205,7 @@ def test_the_dense_row_counts_each_network_once():
     runs = [synthetic.record(NAME, s, dense=94.0 + s) for s in (0, 1)]
     runs += [synthetic.record("vgg16_cifar10/flops60_step100", s, dense=94.0 + s, lamb=1.0) for s in (0, 1)]
     rows = published.read("vgg16_cifar10")
-    (one,) = claim(rows[0], "top1", rows, runs, "last").measured
+    (one,) = claim(rows[0], "top1", rows, Evidence(runs), "last").measured
     assert one.value == summary([94.0, 95.0])
     assert one.verdict == "above"
     assert one.difference == pytest.approx(94.5 - 93.96)
@@ -244,12 +245,14 @@ def test_counting_rules_and_data_are_not_mixed():
 
 
 def test_settings_without_effect_are_left_out():
-    admm = settings(synthetic.record(target_flops=0.5).config)
+    admm = effective(synthetic.record(target_flops=0.5).settings)
     assert "ratio" not in admm
     assert "p" in admm
-    assert "ratio" in settings(synthetic.record().config)
-    assert "ratio" in settings(synthetic.record(target_flops=0.5, p=0.0).config)  # L0 keeps so many weights
-    none = settings(synthetic.record(**{"regularizer.penalty": "none"}).config)
+    assert "ratio" in effective(synthetic.record().settings)
+    assert "ratio" in effective(
+        synthetic.record(target_flops=0.5, p=0.0).settings
+    )  # L0 keeps so many weights
+    none = effective(synthetic.record(**{"regularizer.penalty": "none"}).settings)
     assert not {"p", "M", "rho", "lamb", "criterion.weights", "regularizer.form"} & set(none)
 
 
@@ -300,7 +303,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_table_sets_rivals_and_controls_apart(kind):
-    assert {family(synthetic.record(**changes).config) for changes in KINDS[kind]} == {kind}
+    assert {family(synthetic.record(**changes).settings) for changes in KINDS[kind]} == {kind}
 
 
 def test_settings_that_came_later_do_not_part_old_records_from_new():

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpslim.evaluation import EVAL_BATCH, PROTOCOLS, evaluate, summarise
+from lpslim.config import PROTOCOLS
+from lpslim.evaluation import EVAL_BATCH, evaluate, summarise
 from lpslim.images import TensorSplit
 
 CLASSES = 4

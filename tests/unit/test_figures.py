@@ -207,3 +207,18 @@ def test_hostile_names_stay_in_the_folder_and_are_no_formula(tmp_path, monkeypat
     written = list(tmp_path.rglob("*.svg"))
     assert len(written) == 3
     assert all(path.parent == tmp_path / "figures" for path in written)
+
+
+def test_of_too_many_configurations_the_best_are_drawn_and_the_title_says_so(monkeypatch):
+    monkeypatch.setattr(plots, "MOST", 2)
+    finals = {1.0: 91.0, 2.0: 93.0, 3.0: 92.0}
+    found = [
+        synthetic.record("sweep/p", p=p, final=final, data=synthetic.DIGITS) for p, final in finals.items()
+    ]
+    with matplotlib.rc_context(figures.STYLE):
+        made = figures.figures(found, "last")
+    figure = made["comparison_digits_vgg16"]
+    assert figure.get_suptitle() == "vgg16 on digits, best 2 of 3, 61 % of the multiply-adds removed"
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["Lp p=3, M=1 (n=1)", "Lp p=2, M=1 (n=1)"]

@@ -15,6 +15,7 @@ from lpslim.statistics import Summary
 from lpslim.versions import RULE, VERSIONS
 from reproduce import figures, provenance, published, tables
 from reproduce.claims import claim
+from reproduce.evidence import Evidence
 from reproduce.groups import dense_networks, grouped, sparsified
 from reproduce.labels import labels
 from reproduce.lines import counted, measured_blocks, paper_lines
@@ -35,7 +36,7 @@ def newer(monkeypatch):
 def row_of(found, outdated=False):
     """Return the lines of the row NAME, as the table shows them."""
     shown, _ = provenance.sift(found, outdated)
-    lines = paper_lines("vgg16_cifar10", shown, "last")
+    lines = paper_lines("vgg16_cifar10", Evidence(shown), "last")
     return [line for line in lines if line["Top-1 (%), published"] == "94.36"]
 
 
@@ -96,22 +97,22 @@ def test_the_drops_of_an_outdated_record_are_not_compared_either(newer):
     rows = published.read("vgg16_cifar10")
     row = next(each for each in rows if each.experiment == NAME)
     for found, difference in (({}, None), (newer, pytest.approx(0.0))):  # published: 60.6
-        (one,) = claim(row, "flops_drop", rows, [synthetic.record(NAME, **found)], "last").measured
+        (one,) = claim(row, "flops_drop", rows, Evidence([synthetic.record(NAME, **found)]), "last").measured
         assert one.difference == difference
 
 
 def test_a_dense_network_is_outdated_by_its_own_stage_alone(newer, monkeypatch):
-    dense = paper_lines("vgg16_cifar10", [synthetic.record(NAME)], "last")[0]
+    dense = paper_lines("vgg16_cifar10", Evidence([synthetic.record(NAME)]), "last")[0]
     assert (dense["Method"], dense[VERDICT]) == ("VGG-16", "within")
     monkeypatch.setitem(VERSIONS, "baseline", 2)
-    dense = paper_lines("vgg16_cifar10", [synthetic.record(NAME)], "last")[0]
+    dense = paper_lines("vgg16_cifar10", Evidence([synthetic.record(NAME)]), "last")[0]
     assert dense["Method"] == "VGG-16 †"
     assert dense[VERDICT] == "† not comparable: baseline by code version 1, which is now 2"
 
 
 def test_a_new_result_of_the_same_seed_may_stand_beside_the_outdated(newer):
     found = [synthetic.record(key="1" * 16), synthetic.record(key="2" * 16, **newer)]
-    (block,) = measured_blocks(found, "last").values()
+    (block,) = measured_blocks(Evidence(found), "last").values()
     assert [line["Method"] for line in block] == ["Lp p=5, M=1", "Lp p=5, M=1 †"]
 
 
@@ -134,7 +135,7 @@ def test_stages_of_different_code_are_different_networks(newer):
 
 def test_the_row_of_an_outdated_record_is_not_counted_as_measured(newer):
     def vgg(found):
-        return counted(found, "last")[0]
+        return counted(Evidence(found), "last")[0]
 
     assert vgg([synthetic.record(NAME)]) == "VGG-16 on CIFAR-10: 0 of 7 rows measured as configured."
     assert vgg([synthetic.record(NAME, **newer)]) == "VGG-16 on CIFAR-10: 1 of 7 rows measured as configured."
@@ -239,7 +240,7 @@ def test_even_the_original_data_are_not_compared_when_two_claim_to_be_them():
     for row in ("VGG-16", "ours"):
         rows = published.read("vgg16_cifar10")
         cell = next(r for r in rows if r.method == row and (row != "ours" or r.experiment == NAME))
-        verdicts = [each.verdict for each in claim(cell, "top1", rows, runs, "last").measured]
+        verdicts = [each.verdict for each in claim(cell, "top1", rows, Evidence(runs), "last").measured]
         assert verdicts == ["not comparable: different data under one name"] * 2
     drawn = figures.figures(runs, "last")["accuracy_vs_flops_cifar10_vgg16"]
     assert [axes.get_title() for axes in drawn.axes] == [
@@ -252,9 +253,9 @@ def test_even_the_original_data_are_not_compared_when_two_claim_to_be_them():
 
 def test_methods_on_disputed_data_are_marked_under_the_same_roof(tmp_path):
     runs = [synthetic.record(data=synthetic.JPEG), synthetic.record(M=None, data=OTHER_JPEG)]
-    (block,) = measured_blocks(runs, "last").values()
+    (block,) = measured_blocks(Evidence(runs), "last").values()
     assert [line["Measured on"][-10:] for line in block] == ["‡ bbbbbbbb", "‡ dddddddd"]
-    files = tables.documents(runs, "last")
+    files, _ = tables.documents(runs, "last")
     for name in ("measured.md", "table_vgg16_cifar10.md"):
         assert "- ‡ Different data are called cifar10, image folder cifar10" in files[name]
     assert "‡" not in files["table_bert_glue.md"]
@@ -296,10 +297,10 @@ def test_seeds_that_diverged_are_counted_but_in_no_mean():
     assert value.text() == "94.30 (n=2) (+1 diverged)"
     assert line["FLOPs drop (%), measured"].n == 2
     assert line[VERDICT] == "within"
-    (block,) = measured_blocks(found, "last").values()
+    (block,) = measured_blocks(Evidence(found), "last").values()
     assert block[0]["Fine-tuned (%)"] == value
     assert block[0]["Dense (%)"] == Summary(94.0, 0.0, 2)
-    assert counted(found, "last")[0].endswith("1 of 7 rows measured as configured.")
+    assert counted(Evidence(found), "last")[0].endswith("1 of 7 rows measured as configured.")
 
 
 def test_a_configuration_that_always_diverged_says_where():
@@ -308,7 +309,7 @@ def test_a_configuration_that_always_diverged_says_where():
     assert line["Top-1 (%), measured"] == Missing("diverged (finetune, epoch 3)")
     assert line["FLOPs drop (%), measured"] == Missing("diverged")
     assert (line["Difference"], line[VERDICT]) == (None, "no run ended")
-    (block,) = measured_blocks(found, "last").values()
+    (block,) = measured_blocks(Evidence(found), "last").values()
     assert block == [
         {
             "Method": "Lp p=5, M=1",
@@ -322,7 +323,7 @@ def test_a_configuration_that_always_diverged_says_where():
             "Measured on": "torchvision batches",
         }
     ]
-    assert counted(found, "last")[0].endswith("0 of 7 rows measured as configured.")
+    assert counted(Evidence(found), "last")[0].endswith("0 of 7 rows measured as configured.")
 
 
 def test_every_place_where_runs_diverged_is_named_once():
@@ -335,15 +336,15 @@ def test_every_place_where_runs_diverged_is_named_once():
 def test_the_dense_network_of_a_run_that_diverged_is_in_no_mean_either():
     rows = published.read("vgg16_cifar10")
     found = [synthetic.record(NAME, dense=94.0), lost(1, dense=80.0)]
-    (one,) = claim(rows[0], "top1", rows, found, "last").measured
+    (one,) = claim(rows[0], "top1", rows, Evidence(found), "last").measured
     assert one.value == Summary(94.0, None, 1)
-    assert claim(rows[0], "top1", rows, found[1:], "last").empty == "measured with any of its rows"
+    assert claim(rows[0], "top1", rows, Evidence(found[1:]), "last").empty == "measured with any of its rows"
     assert sparsified(found[1:]) == dense_networks(found[1:]) == []
 
 
 def test_runs_with_other_settings_that_diverged_stand_on_their_line():
     found = [lost(0, "baseline", 2, differs={"epoch_scale": [1, 9]}, epoch_scale=9.0)]
-    lines = paper_lines("vgg16_cifar10", found, "last")
+    lines = paper_lines("vgg16_cifar10", Evidence(found), "last")
     (line,) = (each for each in lines if each["Method"] == "ours, other settings")
     assert line["Top-1 (%), measured"] == Missing("diverged (baseline, epoch 2)")
     assert line[VERDICT] == "not this row's configuration: epoch_scale=9"

@@ -29,6 +29,13 @@ def test_summary_is_scipys(values):
     assert result.n == len(values)
 
 
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
+def test_summary_is_numpys_to_the_last_bit_also_where_it_does_without(values):
+    result = summary(values)
+    assert result.mean == np.mean(values)
+    assert result.sd == (np.std(values, ddof=1) if len(values) > 1 else None)
+
+
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0], [2.0]]])
 def test_summary_needs_finite_numbers(values):
     with pytest.raises(ValueError, match="values"):

@@ -14,6 +14,7 @@ from lpslim import records
 from lpslim.errors import UserError
 from lpslim.statistics import Summary
 from reproduce import markup, tables
+from reproduce.evidence import Evidence
 from reproduce.lines import measured_blocks, paper_lines
 from reproduce.markup import Missing
 from reproduce.published import TITLES
@@ -55,7 +56,7 @@ def test_numbers_are_those_of_the_records(results, capsys):
 
 
 def test_every_configuration_is_in_the_measured_table(results):
-    blocks = measured_blocks(records.read_all(results), "last")
+    blocks = measured_blocks(Evidence(records.read_all(results)), "last")
     assert {title: len(lines) for title, lines in blocks.items()} == {
         "cifar10, vgg16": 3,
         "digits, vgg_small": 1,
@@ -75,16 +76,16 @@ def test_every_configuration_is_in_the_measured_table(results):
 
 
 def test_a_published_table_is_followed_by_what_was_measured_on_its_network(results):
-    files = tables.documents(records.read_all(results), "last")
+    files, _ = tables.documents(records.read_all(results), "last")
     assert files["table_vgg16_cifar10.md"].count("**Measured, same roof: cifar10, vgg16**") == 1
     assert "same roof" not in files["table_resnet50_imagenet.md"] + files["table_vgg16_cifar10.csv"]
     assert len(files["table_vgg16_cifar10.csv"].splitlines()) == 1 + len(
-        paper_lines("vgg16_cifar10", records.read_all(results), "last")
+        paper_lines("vgg16_cifar10", Evidence(records.read_all(results)), "last")
     )
 
 
 def test_runs_with_other_settings_stand_on_their_own_line(results):
-    lines = paper_lines("vgg16_cifar10", records.read_all(results), "last")
+    lines = paper_lines("vgg16_cifar10", Evidence(records.read_all(results)), "last")
     index = next(i for i, line in enumerate(lines) if line["Method"] == "ours, other settings")
     own, other = lines[index - 1], lines[index]
     assert own["Top-1 (%), measured"] == Missing("not run")
@@ -100,7 +101,7 @@ def test_runs_with_other_settings_stand_on_their_own_line(results):
 def test_every_measured_cell_has_a_number_or_a_reason(results):
     for found in ([], records.read_all(results)):
         for table in TITLES:
-            for line in paper_lines(table, found, "last"):
+            for line in paper_lines(table, Evidence(found), "last"):
                 measured = [value for head, value in line.items() if head.endswith(", measured")]
                 assert measured
                 assert all(isinstance(value, Summary) or value.reason for value in measured)
@@ -249,3 +250,17 @@ def test_differences_show_their_sign():
 def test_a_table_without_lines_is_refused(form):
     with pytest.raises(ValueError, match="lines"):
         form([])
+
+
+def test_a_terminal_is_shown_the_beginning_of_a_long_table(tmp_path, monkeypatch, capsys):
+    made = [synthetic.record("sweep/p", p=1.0 + i / 8) for i in range(30)]
+    results = synthetic.write(tmp_path, *made)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    monkeypatch.setattr(tables, "LONGEST", 10)
+    tables.render(results, "last", readme)
+    printed, whole = capsys.readouterr().out, (results / "tables/measured.md").read_text()
+    assert whole.count("| Lp p=") + whole.count("| L1 ") == 30
+    assert readme.read_text().count("| Lp p=") + readme.read_text().count("| L1 ") == 30
+    assert printed.splitlines()[10] == "... and 24 more lines, in the files below"
+    assert "- VGG-16 on CIFAR-10: 0 of 7 rows measured as configured." in printed
