@@ -43,7 +43,7 @@ def execute(config: Config, filed: Mapping[str, Any]) -> Outcome:
         make_accelerator(config.trainer)  # the processes find each other
     with ranks.one_fate(but=(UserError,)):
         data = ranks.in_turn(partial(_loaded, config))
-        config = ranks.decided(partial(settled, config, data))  # before the keys, which follow from it
+        config = settled(config, data)  # before the keys, which follow from it
         steps = ranks.in_turn(lambda: plan(config, data))
         key = steps["finetune"].key
         if len(set(ranks.gathered([key]))) > 1:

@@ -89,15 +89,21 @@ def name(way: Trainer) -> str:
 def settled(config: Config, data: Data) -> Config:
     """Return the configuration with nothing of its trainer open and nothing that does not work here.
 
-    Says what it decides, and why. Of several processes the main one does it for all.
+    Says what it decides, and why. Of several processes, which all call it, the main one decides for all.
 
     Raises:
         UserError: there is no such device; or, where something is to be measured, the network does not take
             the data, or ``work_dir`` cannot be written to.
     """
+    chosen = ranks.decided(lambda: _settled(config, data))
+    settings = {key: getattr(chosen, key) for key in ("channels_last", "compile", "cuda_graphs")}
+    return replace(config, trainer=replace(config.trainer, **settings))
+
+
+def _settled(config: Config, data: Data) -> Trainer:
     trainer = config.trainer
     if not trainer.compile and None not in (trainer.channels_last, trainer.compile, trainer.cuda_graphs):
-        return config
+        return trainer
     on_cuda = make_accelerator(trainer).device.type == "cuda"
     if trainer.cuda_graphs and not on_cuda:
         log.warning(WITHOUT, "trainer.cuda_graphs", "there is no CUDA device here")
@@ -117,8 +123,8 @@ def settled(config: Config, data: Data) -> Config:
     ]  # fmt: skip
     ways = [[replace(mode, channels_last=layout) for layout in layouts] for mode in modes]
     if len(ways) * len(layouts) > 1:
-        return replace(config, trainer=_fastest(config, data, ways))
-    return replace(config, trainer=ways[0][0])
+        return _fastest(config, data, ways)
+    return ways[0][0]
 
 
 def _compile_fault(trainer: Trainer) -> str:
