@@ -10,6 +10,7 @@ PAGE = (ROOT / "docs" / "latency.md").read_text()
 TEXT = " ".join(PAGE.split())
 CONTENT = json.loads((RESULTS / "latency_targets.json").read_text())
 VGG, RESNET50 = "vgg16_cifar10/flops60_cos350", "resnet50_imagenet/flops62_cos150"
+BOTH = (RESNET50, "resnet50_imagenet/flops63_step30")
 LOWEST = [f"resnet_cifar10/{name}" for name in ("resnet56_flops58_cos350", "resnet110_flops52_cos400")]
 HIGHEST = [f"resnet_cifar10/{name}" for name in ("resnet56_flops81_cos300", "resnet110_flops78_cos350")]
 BARE, ANY, EIGHTS = "any, not filled up", "any", "multiples of 8"
@@ -45,7 +46,10 @@ def test_the_recommendation_quotes_the_table():
     pair = [(share(each), share(each, BARE)) for each in (VGG, RESNET50)]
     assert "realises {} % of its FLOPs ratio at batch 32 in place of {} %, ".format(*pair[0]) in TEXT
     assert "ResNet-50 {} % in place of {} %.".format(*pair[1]) in TEXT
-    assert f"ResNet-50 can then lose {100 * row(RESNET50, EIGHTS)['flops_drop']:.1f} % at most" in TEXT
+    rounded, free = ("{} and {} %".format(*(share(each, v) for each in BOTH)) for v in (EIGHTS, ANY))
+    assert f"it realises {rounded} at its two rows, without it {free}." in TEXT
+    reach = [f"{100 * row(each, EIGHTS)['flops_drop']:.1f} %" for each in BOTH]
+    assert "ResNet-50 can then lose {} at most at the first row's, {} at the second's".format(*reach) in TEXT
     lowest, highest, eights = (
         "{} and {} %".format(*(share(each, variant) for each in rows))
         for rows, variant in ((LOWEST, ANY), (HIGHEST, ANY), (LOWEST, EIGHTS))
@@ -85,4 +89,4 @@ def test_untouched_layers_weigh_what_the_table_says():
     assert (
         f"keep their multiply-adds, {found['untouched layers']} of the pruned network's time too many" in TEXT
     )
-    assert float(found["smaller layers"].removesuffix(" %")) <= 0
+    assert float(found["smaller layers"].removesuffix(" %")) <= 5  # "nearly as fast as promised"

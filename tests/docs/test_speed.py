@@ -45,7 +45,9 @@ def test_decoded_once_is_as_fast_as_the_page_says(row):
 def test_a_training_step_is_as_fast_as_the_page_says(row):
     precision = "float32" if row["precision"] == "no" else row["precision"]
     compiling = f"{row['compile_seconds']:.0f} s" if row["compile_seconds"] else ""
-    told = f"| {precision} | {row['way']} | {row['images_per_second']['median']:.0f} | {spread(row['ratio'])} |"
+    told = (
+        f"| {precision} | {row['way']} | {row['images_per_second']['median']:.0f} | {spread(row['ratio'])} |"
+    )
     assert f"{told} {compiling} |".replace("  |", " |") in SPEED
 
 
