@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ UNSETTLED = 2_000_000_000  # nanoseconds: a file so young may change again withi
 WORTH = 50  # until one in so many is new, reading those again costs less than writing the whole index
 BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, RecursionError)
 LARGEST = 2**30  # bytes of the texts of one field: beyond, pyarrow would write each of them out
+CHUNK = 10_000  # records whose texts are in memory at once
 CODE = b"lpslim"
 Stamp = tuple[int, int, int, int]
 NEVER: Stamp = (0, 0, 0, 0)  # of a file that cannot be told from what it may become
@@ -178,8 +180,10 @@ class _Known:
             return
         try:
             tables = [self.file.read().take(kept)] if kept else []
-            tables.append(_table([{"path": path, **dict(zip(STAMP, now[path], strict=True)), **_texts(record)}
-                                  for path, record in added.items()]))  # fmt: skip
+            rows = ({"path": path, **dict(zip(STAMP, now[path], strict=True)), **_texts(record)}
+                    for path, record in added.items())  # fmt: skip
+            while chunk := list(islice(rows, CHUNK)):
+                tables.append(_table(chunk))
             table = pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata({CODE: _code()})
             with store.beside(self.results / NAME) as scratch:
                 parquet.write_table(table, scratch, compression="zstd", write_statistics=False,

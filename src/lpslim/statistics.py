@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 SPREAD_FROM = 3  # runs; with fewer, a deviation says more than is known
-FEW = 8  # of fewer values, numpy takes ten times as long for the same bits
+FEW = 8  # of fewer values, numpy takes six times as long for the same bits
 ROUNDING = 1e-9  # a difference of two decimals is not exact in binary
 
 Verdict = Literal["within", "below", "above"]
