@@ -160,10 +160,11 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_is_recorded(run, tmp_pat
     assert code_of(stopped.value) == 1
     (path,) = (tmp_path / "results").rglob("*.json")
     record = records.read(path)
-    first, folder, place, advice = str(stopped.value).splitlines()
+    first, computed, folder, place, advice = str(stopped.value).splitlines()
     assert first == "adhoc, seed 0: diverged in finetune, epoch 1, step 2: loss nan"
     assert place == f"record: {path}"
     assert folder.startswith("run folder: ")
+    assert computed.startswith("4 stages computed: 2 epochs, ")
     assert advice == "a lower learning rate may help"
     assert record.diverged == {"stage": "finetune", "epoch": 1, "step": 2, "loss": "nan"}
     assert set(record.accuracy) == {"baseline", "sparsify", "prune"}
