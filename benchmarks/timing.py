@@ -20,6 +20,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lpslim.allocator import keep_freed_memory
+
 RESULTS = Path(__file__).parent / "results"
 Work = Callable[[], object]
 
@@ -134,7 +136,8 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
 
 
 def begin(options: argparse.Namespace) -> dict[str, Any]:
-    """Set the threads, print on what it runs, and return that."""
+    """Set the threads and the allocator as a run does, print on what it runs, and return that."""
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     host = machine()

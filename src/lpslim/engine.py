@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from lpslim import ranks
+from lpslim.allocator import keep_freed_memory
 from lpslim.errors import UserError
 from lpslim.progress import Progress, restored
 from lpslim.recipe import Recipe, Trainer, learning_rate
@@ -51,6 +52,8 @@ def make_accelerator(trainer: Trainer) -> Accelerator:
     wants_cpu = trainer.device == "cpu" or not torch.cuda.is_available()  # Accelerate would choose MPS
     if trainer.device == "cuda" and not torch.cuda.is_available():
         raise UserError("trainer.device=cuda: PyTorch sees no CUDA device; use auto or cpu")
+    if wants_cpu:
+        keep_freed_memory()
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=wants_cpu, mixed_precision=trainer.precision)
 

@@ -78,5 +78,18 @@ def test_pruned_networks_train_as_much_faster_as_the_page_says():
     assert told in SCALE
 
 
+@pytest.mark.parametrize("row", rows("freed_memory"), ids=lambda row: row["network"])
+def test_memory_that_stays_saves_what_the_page_says(row):
+    before, after = (f"{row[f'{kind}_ms']['median']:.0f} ms" for kind in ("given_back", "kept"))
+    told = f"{before} | {after} | {spread(row['ratio'])} | {row['given_back_pages']:,.0f} |"
+    assert f"| {row['network']}, batch {row['batch']} | {told}" in SPEED
+
+
+def test_many_records_take_what_the_page_says():
+    (row,) = rows("records")
+    times = [row[name]["median"] for name in ("tables_warm_s", "tables_one_added_s", "tables_cold_s")]
+    assert "{:.0f} s, {:.0f} s with one added since, {:.0f} s without an index".format(*times) in SWEEPS
+
+
 def test_an_epoch_is_that_of_the_data():
     assert EPOCH == 45_000
