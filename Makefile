@@ -84,8 +84,11 @@ plots: setup  ## draw every figure from the records in results/ (OUTDATED=1)
 verify: setup  ## are records and stored stages what was written? DATA=1 also reads the data again, below data/
 	$(BIN)/python -m lpslim.records verify --results results --work-dir $(WORK) $(if $(DATA),--data)
 
-bench: setup  ## side-by-side measurements: benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+# what the measurements share, and the page that one of them renews
+SHARED = $(addprefix benchmarks/,timing.py pairs.py layers.py render.py)
+
+bench: setup  ## side-by-side measurements: benchmarks/ (an hour)
+	@for script in $(filter-out $(SHARED),$(sort $(wildcard benchmarks/*.py))); do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
 latency: setup  ## latency of a pruned network beside its original: NETWORK=outputs/runs/<name>/<key>/pruned
 	@test -n "$(NETWORK)" || { echo "NETWORK is not set: make latency NETWORK=outputs/runs/<name>/<key>/pruned" >&2; exit 2; }
