@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from timing import Spread
 from torch import Tensor, nn
 
-from lpslim import lookup
-from lpslim.admm import ADMM
-from lpslim.penalties.lp import Lp
-from lpslim.units import regularised_weights
+from lpslim.base import registry
+from lpslim.pruning.units import regularised_weights
+from lpslim.sparsity.admm import ADMM
+from lpslim.sparsity.penalties.lp import Lp
 
 LAMB, RHO = 1e-4, 1.5e-3
 

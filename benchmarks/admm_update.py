@@ -20,10 +20,10 @@ import timing
 import torch
 from timing import Spread
 
-from lpslim import lookup
-from lpslim.admm import ADMM
-from lpslim.penalties.lp import Lp
-from lpslim.units import regularised_weights
+from lpslim.base import registry
+from lpslim.pruning.units import regularised_weights
+from lpslim.sparsity.admm import ADMM
+from lpslim.sparsity.penalties.lp import Lp
 
 CASES = ((Lp(5.0, 1.0), 0.3), (Lp(5.0, 1.0), 1.0), (Lp(1.0, 1.0), 1.0), (Lp(5.0, None), 1.0))
 

@@ -1,7 +1,7 @@
 """What the cap M does for the method, on problems small enough to follow: least squares with 15 weights.
 
 Twenty seeded problems ``min_w ||A w - b||^2 / 2 + lamb * sum |w|^(1/p)`` with 5 true weights that are not
-zero, solved by :class:`lpslim.admm.ADMM` with an exact W-step, once with M = 1 and once with the cap off
+zero, solved by :class:`lpslim.sparsity.admm.ADMM` with an exact W-step, once with M = 1 and once with the cap off
 (M = null), at several rho / lamb (15 is the released code's) and from three starts: the weights of least
 squares, random ones, and zero. The true weights have size 0.3 to 1.5 ("scale 1"), or a twentieth of that,
 which is nearer to the weights of a network. Some 10 seconds on one core, the same figures at every run:
@@ -29,8 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lpslim.admm import ADMM
-from lpslim.penalties.lp import Lp
+from lpslim.sparsity.admm import ADMM
+from lpslim.sparsity.penalties.lp import Lp
 
 SETTINGS = [(1.0, 0.05, 1), (1.0, 0.05, 15), (1.0, 0.05, 200), (0.05, 0.005, 15), (0.05, 0.005, 200)]
 HEADER = ("scale", "rho/lamb", "start", "settled", "kept", "lost", "held", "pull", "objective", "off lower")

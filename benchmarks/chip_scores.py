@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lpslim.criteria.chip import independence
+from lpslim.pruning.criteria.chip import independence
 
 SHAPES = {  # channels, height
     "ResNet-56, first stage": (16, 32),

@@ -10,7 +10,7 @@ that of the batch and ResNet-56's step on it.
 
 Then a folder of JPEG files of the size and weight of ImageNet's (500x375, 107 kB): random crops of 224
 pixels, mirrored, normalised, batches of 50, by the process itself and by two workers that each epoch begins
-anew. ``streamed`` decodes every image, ``stored`` finds its pixels in the mapped file of lpslim.pixels; files
+anew. ``streamed`` decodes every image, ``stored`` finds its pixels in the mapped file of lpslim.data.decoded; files
 and pixels are in the system's cache. Three minutes on two idle CPU cores, one with --quick.
 """
 
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from lpslim.data import imagefolder
-from lpslim.images import TensorSplit, pixel_statistics
+from lpslim.data.images import TensorSplit, pixel_statistics
 
 BATCH, WORKERS = 256, 2
 LARGE, LARGE_BATCH, CROP = (500, 375), 50, 224

@@ -20,9 +20,8 @@ from typing import Any
 import timing
 import torch
 from admm_overhead import NETWORKS, Plain
-from timing import Spread
-
 from lpslim.allocator import keep_freed_memory
+from timing import Spread
 
 SHOWN = ("resnet56", "vgg16")
 WARM, STEPS = 3, 5

@@ -28,10 +28,10 @@ from torch import nn
 
 import lpslim
 from lpslim import cli
-from lpslim.config import Config
+from lpslim.experiment.config import Config
+from lpslim.experiment.keys import recipes
 from lpslim.models import resnet_imagenet
-from lpslim.plan import recipes
-from lpslim.recipe import scaled
+from lpslim.training.schedule import scaled
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 ROWS = "resnet50_imagenet"

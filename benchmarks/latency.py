@@ -35,10 +35,11 @@ sys.path.append(str(Path(__file__).parent.parent))  # run as a script, it has it
 import lpslim
 from benchmarks import pairs
 from benchmarks.pairs import HEADER, LINE, Networks, Row
-from lpslim import architecture, store
-from lpslim.architecture import Architecture
-from lpslim.errors import UserError
-from lpslim.splits import example as blank_input
+from lpslim.base import files
+from lpslim.base.errors import UserError
+from lpslim.data.splits import example as blank_input
+from lpslim.models import storage
+from lpslim.models.storage import Architecture
 
 
 def half_vgg16() -> Architecture:

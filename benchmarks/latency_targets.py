@@ -37,15 +37,17 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parent.parent))  # run as a script, it has its own folder there alone
 
 from benchmarks import layers, pairs, timing
-from lpslim import cli, lookup, padding, selection
-from lpslim.architecture import Architecture
-from lpslim.config import Config
-from lpslim.cost import CostModel, layer_costs
-from lpslim.errors import UserError
-from lpslim.selection import Kept
-from lpslim.splits import example as blank_input
-from lpslim.survey import Survey
-from lpslim.units import pooled
+from lpslim import cli, padding
+from lpslim.base import registry
+from lpslim.base.errors import UserError
+from lpslim.data.splits import example as blank_input
+from lpslim.experiment.config import Config
+from lpslim.models.storage import Architecture
+from lpslim.pruning import selection
+from lpslim.pruning.budget import Survey
+from lpslim.pruning.cost import CostModel, layer_costs
+from lpslim.pruning.selection import Kept
+from lpslim.pruning.units import pooled
 from reproduce import published
 
 ROOT = Path(__file__).parent.parent

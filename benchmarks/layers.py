@@ -20,9 +20,10 @@ from torch import nn
 
 from benchmarks import pairs
 from benchmarks.pairs import Finish, Networks
-from lpslim import export, padding
-from lpslim.cost import layer_costs
-from lpslim.splits import example as blank_input
+from lpslim import padding
+from lpslim.data.splits import example as blank_input
+from lpslim.models import onnx
+from lpslim.pruning.cost import layer_costs
 
 ENDING = "_kernel_time"
 BLOCKED = "_nchwc"  # ends the name of a node that ONNX Runtime gave its blocked layout
@@ -57,7 +58,7 @@ def profiled(
 ) -> tuple[list[Line], list[Line]]:
     """Return the lines of the original and of the pruned network, whose calls take turns.
 
-    finish: see :func:`lpslim.export.write`.
+    finish: see :func:`lpslim.models.onnx.write`.
 
     Raises:
         UserError: ONNX Runtime's packages are not installed.

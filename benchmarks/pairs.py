@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from benchmarks.timing import Spread
-from lpslim import cost, export, padding
-from lpslim.cost import Cost
-from lpslim.errors import UserError
-from lpslim.splits import example as blank_input
+from lpslim import padding
+from lpslim.base.errors import UserError
+from lpslim.data.splits import example as blank_input
+from lpslim.models import onnx
+from lpslim.pruning import cost
+from lpslim.pruning.cost import Cost
 
 ROUND = 0.5  # seconds
 HEADER = ("engine", "batch", "dense ms", "pruned ms", "speed-up", "FLOPs ratio", "share")
@@ -117,7 +119,7 @@ def in_pytorch(networks: Networks, batches: Sequence[int], rounds: int) -> list[
 def in_onnx_runtime(
     networks: Networks, batches: Sequence[int], rounds: int, threads: int, finish: Finish = padding.pad
 ) -> list[Row]:
-    """Measure in ONNX Runtime. finish: see :func:`lpslim.export.write`.
+    """Measure in ONNX Runtime. finish: see :func:`lpslim.models.onnx.write`.
 
     Raises:
         UserError: its packages are not installed, or an exported network is not the one in PyTorch.

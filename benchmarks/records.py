@@ -29,8 +29,9 @@ from typing import Any
 import timing
 from timing import Spread
 
-from lpslim import index, records
-from lpslim.keys import digest
+from lpslim import index
+from lpslim.base.hashing import digest
+from lpslim.experiment import records
 from reproduce import published
 
 ROOT = Path(__file__).parents[1]

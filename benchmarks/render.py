@@ -16,8 +16,8 @@ sys.path.append(str(Path(__file__).parent.parent))  # run as a script, it has it
 
 from benchmarks.layers import Line
 from benchmarks.timing import RESULTS
-from lpslim import store
-from lpslim.errors import UserError
+from lpslim.base import files
+from lpslim.base.errors import UserError
 from reproduce import markup
 
 PAGE = Path(__file__).parent.parent / "docs" / "latency.md"

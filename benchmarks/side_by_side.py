@@ -25,7 +25,7 @@ from timing import Spread
 from torch import multiprocessing
 from training_step import Block
 
-from lpslim.recipe import PRECISIONS, Trainer
+from lpslim.training.schedule import PRECISIONS, Trainer
 
 WARM = 2
 SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork

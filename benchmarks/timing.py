@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 import torchvision
+from lpslim.allocator import keep_freed_memory
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from lpslim.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 Work = Callable[[], object]

@@ -3,7 +3,7 @@
     python benchmarks/training_step.py --quick
     python benchmarks/training_step.py --networks vgg16 --precisions no --batch 256
 
-The step is the suite's own (lpslim.engine.Training), on random images of 32x32. All ways of one network and
+The step is the suite's own (lpslim.training.runtime.Training), on random images of 32x32. All ways of one network and
 precision are done in turn, round by round, in one process, so that a drifting machine hurts all alike; on a
 GPU a round is ten steps. Medians, quartiles in brackets. ``ratio`` is the time over that of the first way,
 channels_last and eager; ``compile`` is what the first steps took beyond later ones, with an empty cache of
@@ -22,14 +22,15 @@ from typing import Any
 import timing
 import torch
 from admm_overhead import NETWORKS
+from lpslim.settle import MODES, name
 from timing import Spread
 
-from lpslim import lookup, speed
-from lpslim.engine import Hooks, Training
-from lpslim.images import TensorSplit, pixel_statistics
-from lpslim.recipe import PRECISIONS, Recipe, Trainer
-from lpslim.settle import MODES, name
-from lpslim.splits import Data
+from lpslim import speed
+from lpslim.base import registry
+from lpslim.data.images import TensorSplit, pixel_statistics
+from lpslim.data.splits import Data
+from lpslim.training.runtime import Hooks, Training
+from lpslim.training.schedule import PRECISIONS, Recipe, Trainer
 
 EPOCH = 45_000  # images of CIFAR-10 without its validation split
 SHOWN = ("resnet20", "resnet56", "vgg16")

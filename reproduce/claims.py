@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lpslim.records import OPEN, PLACES
-from lpslim.statistics import Summary, verdict
+from lpslim.experiment.records import OPEN, PLACES
+from lpslim.experiment.statistics import Summary, verdict
 from reproduce.evidence import Evidence
 from reproduce.groups import Group
 from reproduce.labels import setting
@@ -63,7 +63,7 @@ def claim(row: Row, column: str, rows: Sequence[Row], shown: Evidence, selection
 
     Args:
         row, column: the cell. rows: all of its table.
-        shown: all records that are. selection: the protocol, see lpslim.evaluation.summarise.
+        shown: all records that are. selection: the protocol, see lpslim.training.evaluation.summarise.
 
     Raises:
         UserError: the records hold two results of one configuration and seed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from lpslim.records import Record
+from lpslim.experiment.records import Record
 from reproduce.groups import Group, dense_networks, grouped
 from reproduce.provenance import disputed
 

@@ -13,11 +13,12 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from lpslim import index, store
-from lpslim.config import PROTOCOLS
-from lpslim.errors import UserError
-from lpslim.keys import canonical
-from lpslim.records import Record
+from lpslim import index
+from lpslim.base import files
+from lpslim.base.errors import UserError
+from lpslim.base.hashing import canonical
+from lpslim.experiment.config import PROTOCOLS
+from lpslim.experiment.records import Record
 from reproduce import plots, provenance, published
 from reproduce.claims import is_original
 from reproduce.groups import ADMM_NEEDS, Group, grouped, sparsified

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lpslim.errors import UserError
-from lpslim.keys import canonical
-from lpslim.records import PLACES, Record
-from lpslim.statistics import Summary, summary
+from lpslim.base.errors import UserError
+from lpslim.base.hashing import canonical
+from lpslim.experiment.records import PLACES, Record
+from lpslim.experiment.statistics import Summary, summary
 from reproduce.provenance import versions
 
 # What the networks before pruning depend on, by the first part of a setting's key

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lpslim.records import Record
+from lpslim.experiment.records import Record
 from reproduce.groups import Group, effective
 from reproduce.provenance import OUTDATED, outdated, short, versions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from lpslim.statistics import Summary
+from lpslim.experiment.statistics import Summary
 from reproduce import provenance, published
 from reproduce.claims import ACCURACIES, Claim, Measured, claim, departures
 from reproduce.evidence import Evidence

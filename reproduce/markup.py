@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lpslim.statistics import Summary
+from lpslim.experiment.statistics import Summary
 
 SPECIAL = re.compile(r"[\\`*\[\]|~_&<>]")  # to Markdown
 LATEX = str.maketrans({

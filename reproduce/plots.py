@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from lpslim.statistics import SPREAD_FROM
+from lpslim.experiment.statistics import SPREAD_FROM
 from reproduce.groups import Group, dense_networks
 from reproduce.labels import FAMILIES, family
 from reproduce.markup import plain

@@ -10,10 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lpslim.config import Dataset
-from lpslim.keys import canonical
-from lpslim.records import PLACES, Record
-from lpslim.versions import RULE, VERSIONS
+from lpslim.base.hashing import canonical
+from lpslim.experiment.config import Dataset
+from lpslim.experiment.records import PLACES, Record
+from lpslim.experiment.versions import RULE, VERSIONS
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 OUTDATED, DISPUTED = "†", "‡"

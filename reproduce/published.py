@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpslim.errors import UserError
+from lpslim.base.errors import UserError
 
 FOLDER = Path(__file__).parent / "paper"
 TITLES = {

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lpslim import index, store
-from lpslim.config import PROTOCOLS
-from lpslim.errors import UserError
-from lpslim.records import Record
+from lpslim import index
+from lpslim.base import files
+from lpslim.base.errors import UserError
+from lpslim.experiment.config import PROTOCOLS
+from lpslim.experiment.records import Record
 from reproduce import markup, provenance, published
 from reproduce.claims import BAND, BANDS
 from reproduce.evidence import Evidence

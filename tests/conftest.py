@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lpslim import lookup
-from lpslim.units import Units
+from lpslim.base import registry
+from lpslim.pruning.units import Units
 
 # the same examples on every machine, and none fails because the machine is busy
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lpslim.api import Pruned, prune, save
-    from lpslim.architecture import load
+    from lpslim.pruning.prune import Pruned, prune, save
+    from lpslim.models.storage import load
 
 __all__ = ["Pruned", "load", "prune", "save"]
 
@@ -13,6 +13,7 @@ def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first asked for: tables are rendered without it."""
     if name not in __all__:
         raise AttributeError(f"module 'lpslim' has no attribute {name!r}")
-    from lpslim import api, architecture
+    from lpslim.pruning import prune
+from lpslim.models import storage
 
     return getattr(architecture if name == "load" else api, name)

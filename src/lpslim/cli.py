@@ -23,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from lpslim.config import Config, check
-from lpslim.errors import RunError, UserError
-from lpslim.records import flat
-from lpslim.sweep import SweepSummary
+from lpslim.base.errors import RunError, UserError
+from lpslim.experiment.config import Config, check
+from lpslim.experiment.records import flat
+from lpslim.experiment.sweep import SweepSummary
 
 if TYPE_CHECKING:  # slow to import, and a refused configuration does not need it
     from lpslim.outlook import Outcome
@@ -101,7 +101,7 @@ def checked(composed: DictConfig) -> Config:
     """Return the typed configuration.
 
     Raises:
-        UserError: it cannot work; see :func:`lpslim.config.check`.
+        UserError: it cannot work; see :func:`lpslim.experiment.config.check`.
     """
     known = dict(flat(OmegaConf.to_container(OmegaConf.structured(Config))))
     extra = [key for key, _ in flat(OmegaConf.to_container(composed)) if key not in known]
@@ -217,7 +217,9 @@ def task(composed: DictConfig) -> Outcome | None:
 
     In a sweep it is raised, in words for the user, so that the other jobs go on and the summary names it.
     """
-    from lpslim.runs import execute  # slow to import, and a refused configuration does not need it
+    from lpslim.experiment.runner import (
+        execute,  # slow to import, and a refused configuration does not need it
+    )
 
     try:
         return execute(checked(composed), filed(composed))

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import lpslim
-from lpslim import architecture, export
-from lpslim.architecture import Architecture
 from lpslim.cli import checked
+from lpslim.models import onnx, storage
+from lpslim.models.storage import Architecture
 from tests.composing import ROOT, composed
 
 README = (ROOT / "README.md").read_text()

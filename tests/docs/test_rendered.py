@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lpslim import records
+from lpslim.experiment import records
 from reproduce import tables
 from tests.composing import ROOT
 

@@ -1,1 +1,1 @@
-"""Data sets: one module each, whose ``load`` returns a :class:`lpslim.splits.Data`."""
+"""Data sets by name, and the splits and metrics that training needs."""

@@ -1,1 +1,1 @@
-"""Networks: one module a family, with ``NAMES``, ``build`` and ``prunable``."""
+"""Networks by name, their weights, and pruned networks on disk and as ONNX."""

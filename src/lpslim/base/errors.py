@@ -1,0 +1,23 @@
+"""Exceptions that the command line shows without a traceback, each with its exit code."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input, exit code 2: the message names the key, the value as typed and what it may be."""
+
+
+class RunError(Exception):
+    """A run that could not go on, exit code 1: what happened, what was kept, what to do."""
+
+
+class DivergenceError(Exception):
+    """A training loss that is not finite.
+
+    Attributes: ``stage``; ``epoch`` and ``step``, both from 1, the step inside its epoch; ``loss`` as text;
+    ``curve``, the rows of the epochs before.
+    """
+
+    def __init__(self, stage: str, epoch: int, step: int, loss: float, curve: list[dict[str, float]]) -> None:
+        super().__init__(f"{stage}: the loss is {loss} in epoch {epoch}, step {step}")
+        self.stage, self.epoch, self.step, self.loss, self.curve = stage, epoch, step, str(loss), curve

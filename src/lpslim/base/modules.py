@@ -1,0 +1,55 @@
+"""Helpers for torch modules: evaluation mode as a context, example inputs, layers by name."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lpslim.base.errors import UserError
+
+TOKEN = 5  # a token id that no vocabulary has for padding
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Hold ``model`` in evaluation mode; afterwards every module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def example_input(shape: Sequence[int], batch: int = 1) -> Tensor:
+    """Return a blank input (batch, *shape): an image (C, H, W) of zeros, or tokens (3, L) without padding."""
+    if len(shape) == 3:
+        return torch.zeros(batch, *shape)
+    tokens = torch.zeros(batch, *shape, dtype=torch.long)
+    tokens[:, 0] = TOKEN
+    tokens[:, 1] = 1
+    return tokens
+
+
+def matches(layer: str, patterns: Sequence[str]) -> bool:
+    """Return whether a layer is named by itself, by a module that it is in, or by a glob such as ``layer3.*``."""
+    return any(
+        layer == name or layer.startswith(f"{name}.") or fnmatch.fnmatchcase(layer, name) for name in patterns
+    )
+
+
+def weight_of(model: nn.Module, layer: str) -> Tensor:
+    """Return the weight of a layer, detached, output units along the first axis.
+
+    Raises:
+        UserError: the network has no such layer, or it has no weight.
+    """
+    found = dict(model.named_modules()).get(layer)
+    if found is None or not isinstance(weight := getattr(found, "weight", None), Tensor):
+        raise UserError(f"layer {layer!r}: the network has none of this name with a weight")
+    return weight.detach()

@@ -1,0 +1,46 @@
+"""Scikit-learn's handwritten digits: 1,797 real 8x8 images, embedded, nothing to download.
+
+Source: Alpaydin and Kaynak, UCI ML repository, doi:10.24432/C50P49.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from lpslim.data.images import splits
+from lpslim.data.splits import Data
+
+TEST_FRACTION = 0.2
+
+
+def load(settings: Any, cache: Path) -> Data:
+    """Return the digits; a fifth, stratified and always the same, is the test set.
+
+    ``settings.image_size``, a multiple of 8, repeats pixels; ``settings.rgb`` repeats the channel.
+    """
+    pixels, labels = load_digits(return_X_y=True)
+    grey = np.round(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    factor = settings.image_size // 8
+    grey = grey.repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 if settings.rgb else 1, axis=3)
+    fingerprint = hashlib.sha256(grey.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=0
+    )
+    images, targets = torch.from_numpy(grey), torch.from_numpy(labels).long()
+    parts = splits(
+        (images[train], targets[train]),
+        (images[test], targets[test]),
+        val_fraction=settings.val_fraction,
+        crop_padding=settings.crop_padding,
+        flip=settings.flip,
+    )
+    height, width, channels = grey.shape[1:]
+    shape = (channels, height, width)
+    return Data(settings.name, "scikit-learn, embedded", fingerprint, 10, shape, **parts)

@@ -1,0 +1,132 @@
+"""Images in memory as uint8, batched, augmented and normalised in a few vector operations.
+
+Shapes: N images, B a batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lpslim.data.splits import WHOLE, Batch, Parts, Share, hold_out
+
+
+@dataclass(frozen=True)
+class TensorSplit:
+    """A split held whole in memory (or on the accelerator).
+
+    images: (N, H, W, C) uint8. labels: (N,) int64. mean, std: (C,) float, in units of
+    pixel value. ``crop_padding`` and ``flip`` describe the training augmentation.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> TensorSplit:
+        """Return the same split with its tensors on ``device``."""
+        fields = ("images", "labels", "mean", "std")
+        return replace(self, **{name: getattr(self, name).to(device) for name in fields})
+
+    def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield one epoch of shuffled, augmented (B, C, H, W) float batches and labels (B,).
+
+        All draws come from a CPU generator with ``seed``, so every device sees the same
+        crops and flips. The last, short batch is left out: batch statistics of a handful
+        of images are noise, and another epoch draws other images.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        count, device = len(self), self.images.device
+        order = torch.randperm(count, generator=generator)
+        shift = torch.randint(2 * self.crop_padding + 1, (2, count), generator=generator)
+        mirror = (torch.rand(count, generator=generator) < 0.5) & self.flip
+        order, shift, mirror = order.to(device), shift.to(device), mirror.to(device)
+        edge, size = self.crop_padding, min(batch_size, count)
+        height, width, channels = self.images.shape[1:]
+        part = share.of(size)
+        own = part.stop - part.start
+        each = torch.arange(own, device=device)
+        # its border stays black; the whole data set with borders would be half as large again
+        padded = self.images.new_zeros(own, height + 2 * edge, width + 2 * edge, channels)
+        for start in range(0, count - size + 1, size):
+            taken = slice(start + part.start, start + part.stop)
+            index = order[taken]
+            padded[:, edge : edge + height, edge : edge + width] = self.images.index_select(0, index)
+            pixels = crop_flip(padded, each, shift[:, taken], mirror[taken], (height, width))
+            yield self._normalise(pixels), self.labels[index]
+
+    def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
+        """Yield every image of the share once, in order, not augmented; the last batch may be short."""
+        part = share.of(len(self))
+        for start in range(part.start, part.stop, batch_size):
+            taken = slice(start, min(start + batch_size, part.stop))
+            yield self._normalise(self.images[taken]), self.labels[taken]
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        width = pixels.shape[2]
+        rows = pixels.float().flatten(2)  # (B, H, W * C): loops over C alone would be three steps long
+        scaled = rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width)).view(pixels.shape)
+        return scaled.permute(0, 3, 1, 2)  # (B, H, W, C) -> channels-last (B, C, H, W)
+
+
+def crop_flip(padded: Tensor, index: Tensor, shift: Tensor, mirror: Tensor, size: Sequence[int]) -> Tensor:
+    """Gather one crop per image, mirrored where asked, in whole rows of pixels.
+
+    padded: (N, H + 2e, W + 2e, C). index, mirror: (B,). shift: (2, B), the crop's top
+    and left corner. size: (H, W). Returns (B, H, W, C).
+    """
+    height, width = size
+    count, (_, tall, wide, channels) = len(index), padded.shape
+    rows = index[:, None] * tall + shift[0, :, None] + torch.arange(height, device=index.device)  # (B, H)
+    starts = (rows * wide + shift[1, :, None]) * channels
+    values = padded.flatten()
+    run = width * channels
+    runs = values.as_strided((len(values) - run + 1, run), (1, 1))  # a row of a crop may start anywhere
+    crops = runs.index_select(0, starts.flatten()).view(count, height, width, channels)
+    mirrored = crops.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)  # torch is fast at this order of axes
+    which = torch.arange(count, device=index.device) + count * mirror
+    return torch.cat((crops, mirrored)).index_select(0, which)
+
+
+def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the exact mean and standard deviation (C,) of uint8 images (N, H, W, C)."""
+    values = torch.arange(256, dtype=torch.float64)
+    means, stds = [], []
+    for channel in images.unbind(-1):
+        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        means.append(mean)
+        stds.append((share * (values - mean) ** 2).sum().sqrt())
+    return torch.stack(means).float(), torch.stack(stds).float()
+
+
+def splits(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    val_fraction: float,
+    crop_padding: int,
+    flip: bool,
+) -> Parts:
+    """Return the ``train``, ``val`` and ``test`` splits of (images, labels) pairs.
+
+    Validation images come out of the training set; mean and deviation are those of
+    the images that are trained on.
+    """
+    images, labels = train
+    fitted, held = hold_out(len(labels), val_fraction)
+    mean, std = pixel_statistics(images[fitted])
+    return {
+        "train": TensorSplit(images[fitted], labels[fitted], mean, std, crop_padding, flip),
+        "val": TensorSplit(images[held], labels[held], mean, std),
+        "test": TensorSplit(*test, mean, std),
+    }

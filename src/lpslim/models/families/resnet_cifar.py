@@ -1,0 +1,77 @@
+"""CIFAR-style residual networks (He et al. 2016, sec. 4.2, doi:10.1109/CVPR.2016.90).
+
+Depth 6n + 2, three stages of n blocks with 16, 32 and 64 channels. The shortcut
+between stages has no parameters ("option A": every second pixel, zero-padded
+channels). State-dict names follow the widely used public implementations
+(``conv1``, ``bn1``, ``layer1.0.conv1``, ..., ``linear``).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lpslim.pruning.units import Prunable
+
+DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
+NAMES = tuple(DEPTHS)
+ALIASES = {"fc.": "linear."}  # the head's other name in public checkpoints
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch-norm, added to an option-A shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.stride = stride
+        self.padding = channels_out - channels_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.padding:
+            before = self.padding // 2
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = F.pad(x, (0, 0, 0, 0, before, self.padding - before))
+        return F.relu(out + x)
+
+
+class ResNetCifar(nn.Module):
+    """Input (batch, in_channels, height, width), output (batch, num_classes) logits."""
+
+    def __init__(self, depth: int, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, blocks, stride=1)
+        self.layer2 = _stage(16, 32, blocks, stride=2)
+        self.layer3 = _stage(32, 64, blocks, stride=2)
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return self.linear(out.mean(dim=(2, 3)))
+
+
+def _stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
+    first = Block(channels_in, channels_out, stride)
+    return nn.Sequential(first, *(Block(channels_out, channels_out, 1) for _ in range(blocks - 1)))
+
+
+def build(name: str, *, num_classes: int, in_channels: int = 3) -> ResNetCifar:
+    """Build ``resnet20`` ... ``resnet110`` with random weights (He initialisation)."""
+    return ResNetCifar(DEPTHS[name], num_classes, in_channels)
+
+
+def prunable(model: nn.Module) -> list[Prunable]:
+    """The first convolution of every block; the residual stream keeps its width."""
+    return [Prunable(f"{name}.conv1") for name, module in model.named_modules() if isinstance(module, Block)]

@@ -1,0 +1,54 @@
+"""VGG with batch-norm for small images (Simonyan and Zisserman 2015, arXiv:1409.1556).
+
+The form that the CIFAR literature uses: the convolutions of VGG, each with batch-norm, then one
+linear layer. State-dict names follow the widely used public implementations (``features.N``,
+``classifier``).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lpslim.pruning.units import Prunable
+
+POOL = 0
+WIDTHS = {
+    "vgg_small": (32, 32, POOL, 64, 64, POOL, 128, 128),
+    "vgg16": (64, 64, POOL, 128, 128, POOL, *(256,) * 3, POOL, *(512,) * 3, POOL, *(512,) * 3, POOL),
+    "vgg19": (64, 64, POOL, 128, 128, POOL, *(256,) * 4, POOL, *(512,) * 4, POOL, *(512,) * 4, POOL),
+}
+NAMES = tuple(WIDTHS)
+
+
+class VGG(nn.Module):
+    """Input (batch, in_channels, height, width), output (batch, num_classes) logits."""
+
+    def __init__(self, widths: tuple[int, ...], num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in widths:
+            if width == POOL:
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            in_channels = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(in_channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+def build(name: str, *, num_classes: int, in_channels: int = 3) -> VGG:
+    """Build ``vgg16``, ``vgg19`` or ``vgg_small`` (6 convolutions) with random weights."""
+    return VGG(WIDTHS[name], num_classes, in_channels)
+
+
+def prunable(model: nn.Module) -> list[Prunable]:
+    """Every convolution."""
+    return [Prunable(name) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]

@@ -1,0 +1,1 @@
+"""The training loop and what joins it: schedules, evaluation, checkpoints, several processes."""

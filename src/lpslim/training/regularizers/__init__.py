@@ -1,0 +1,1 @@
+"""Regularisers of the sparsify stage, one module each: see :mod:`lpslim.training.callbacks`."""

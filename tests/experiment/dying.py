@@ -1,0 +1,112 @@
+"""Runs in processes of their own, which can be killed at any moment, or at any write."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lpslim.base.errors import RunError, UserError
+from lpslim.cli import checked, code_of
+from lpslim.experiment.runner import execute
+from tests.composing import composed
+
+# a server that has imported everything, and has used nothing, forks each process: seconds saved a time
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["tests.experiment.dying", "lpslim.models.families.vgg", "lpslim.data.datasets.digits"]
+)
+TINY = ("model=vgg_small", "debug=tiny", "regularizer.updates_per_epoch=4", "trainer.threads=1",
+        "trainer.checkpoint_minutes=0")  # fmt: skip
+WRITES = ("replace", "rename", "unlink", "fsync")
+
+
+def places(folder: Path) -> tuple[str, str]:
+    return f"work_dir={folder}/outputs", f"results_dir={folder}/results"
+
+
+def begin(
+    *overrides: str, at_write: int | None = None, largest: int | None = None, told: Path | None = None
+) -> Any:
+    """Start the tiny run.
+
+    at_write: it kills itself around that write, see :func:`die_at`. largest: bytes that a file may have; the
+    system refuses more. told: a file for how many moments its writes had, or for what ended it.
+    """
+    process = PROCESSES.Process(target=live, args=(overrides, at_write, largest, told))
+    process.start()
+    return process
+
+
+def live(overrides: tuple[str, ...], at_write: int | None, largest: int | None, told: Path | None) -> None:
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    moments = die_at(at_write)
+    if largest:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    try:
+        execute(checked(composed(*TINY, *overrides)), {})
+    except (RunError, UserError) as problem:
+        if told:
+            told.write_text(str(problem))
+        sys.exit(code_of(problem))
+    if told:
+        told.write_text(str(moments()))
+
+
+def die_at(moment: int | None) -> Callable[[], int]:
+    """Let this process kill itself at that moment; each write has one just before and one just after.
+
+    Returns a function that tells how many there were.
+    """
+    passed = 0
+
+    def tick() -> None:
+        nonlocal passed
+        if passed == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        passed += 1
+
+    def fatal(write: Callable[..., Any]) -> Callable[..., Any]:
+        def around(*arguments: Any, **named: Any) -> Any:
+            tick()
+            result = write(*arguments, **named)
+            tick()
+            return result
+
+        return around
+
+    for name in WRITES:
+        setattr(os, name, fatal(getattr(os, name)))
+    return lambda: passed
+
+
+def ended(process: Any, within: float = 120) -> int:
+    """Wait for a process; return its exit code, negative for a signal."""
+    process.join(within)
+    assert process.exitcode is not None, "the run hangs"
+    return int(process.exitcode)
+
+
+def facts(folder: Path) -> list[dict[str, Any]]:
+    """Return what the records below a folder say, but for places and wall time."""
+    found = []
+    for path in sorted((folder / "results" / "records").rglob("*.json")):
+        record = json.loads(path.read_text())
+        for place in ("work_dir", "results_dir"):
+            del record["config"][place]
+        del record["seconds"], record["environment"]  # wall time; the commit, should it change meanwhile
+        found.append(record)
+    return found
+
+
+def finished(folder: Path) -> dict[str, int]:
+    """Return the finished stages and what tells each from one that was computed again."""
+    return {str(p.parent): p.stat().st_ino for p in (folder / "outputs" / "stages").glob("*/*/stage.json")
+            if not p.parent.name.startswith(".")}  # fmt: skip
