@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lpslim.base import registry
+from lpslim.models import family as families
 from lpslim.pruning.units import Units
 
 # the same examples on every machine, and none fails because the machine is busy

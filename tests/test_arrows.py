@@ -50,17 +50,23 @@ def imported(file: Path) -> set[str]:
 @pytest.mark.parametrize("room", ALLOWED)
 def test_imports_go_down_only(room):
     assert sources(room)
-    wrong = {str(file.relative_to(ROOT)): odd for file in sources(room) if (odd := imported(file) - ALLOWED[room])}
+    wrong = {
+        str(file.relative_to(ROOT)): odd for file in sources(room) if (odd := imported(file) - ALLOWED[room])
+    }
     assert not wrong
 
 
 def test_every_package_has_a_row():
-    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    rooms = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert rooms == ALLOWED.keys() - {"reproduce"}
 
 
 def test_the_house_keeps_its_size():
-    assert len([p for p in PACKAGE.iterdir() if p.name not in ("__init__.py", "__pycache__", "py.typed")]) <= 10
+    assert (
+        len([p for p in PACKAGE.iterdir() if p.name not in ("__init__.py", "__pycache__", "py.typed")]) <= 10
+    )
     for room in FLOORS[:-1]:
         entries = [p for p in (PACKAGE / room).iterdir() if p.name not in ("__init__.py", "__pycache__")]
         assert len(entries) <= 12, room
