@@ -36,7 +36,7 @@ def network() -> Callable[..., nn.Module]:
 
     def build(family: str, name: str, shape: Shape, *, classes: int = 10, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        model = lookup.find("models", family).build(name, num_classes=classes, in_channels=shape[0])
+        model = families.get(family).build(name, num_classes=classes, in_channels=shape[0])
         return unsettle(model).eval()
 
     return build
