@@ -1,4 +1,4 @@
-"""What is asked of a network, and how its answers are marked: one implementation for every stage."""
+"""Tasks and metrics: the loss that a network is trained by, and the metric that it is evaluated by."""
 
 from __future__ import annotations
 
@@ -9,71 +9,67 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def accuracy(answers: Tensor, labels: Tensor) -> float:
-    """Return the share of right answers in percent."""
-    return 100.0 * int((answers == labels).sum()) / len(labels)
+def accuracy(preds: Tensor, targets: Tensor) -> float:
+    """Return the share of correct predictions in percent."""
+    return 100.0 * int((preds == targets).sum()) / len(targets)
 
 
-def f1(answers: Tensor, labels: Tensor) -> float:
-    """Return the F1 score of class 1 in percent; 0 where no answer is right."""
-    from sklearn.metrics import f1_score  # a second to import, which images need not wait for
+def f1(preds: Tensor, targets: Tensor) -> float:
+    """Return the F1 score of class 1 in percent; 0 where precision and recall are 0."""
+    from sklearn.metrics import f1_score  # takes a second to import, which image tasks need not wait for
 
-    return 100.0 * float(f1_score(labels.numpy(), answers.numpy(), zero_division=0.0))
+    return 100.0 * float(f1_score(targets.numpy(), preds.numpy(), zero_division=0.0))
 
 
-def matthews(answers: Tensor, labels: Tensor) -> float:
-    """Return Matthews' correlation coefficient times 100; 0 where all answers are the same."""
+def matthews(preds: Tensor, targets: Tensor) -> float:
+    """Return Matthews' correlation coefficient in percent; 0 where all predictions are equal."""
     from sklearn.metrics import matthews_corrcoef
 
-    return 100.0 * float(matthews_corrcoef(labels.numpy(), answers.numpy()))
+    return 100.0 * float(matthews_corrcoef(targets.numpy(), preds.numpy()))
 
 
-def spearman(answers: Tensor, labels: Tensor) -> float:
-    """Return Spearman's rank correlation times 100; 0 where all answers are the same."""
+def spearman(preds: Tensor, targets: Tensor) -> float:
+    """Return Spearman's rank correlation in percent; 0 where all predictions are equal."""
     from scipy.stats import spearmanr
 
-    if bool((answers == answers[0]).all()):
+    if bool((preds == preds[0]).all()):
         return 0.0
-    return 100.0 * float(spearmanr(answers.numpy(), labels.numpy()).statistic)
-
-
-METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "matthews": matthews,
-    "spearman": spearman,
-}
+    return 100.0 * float(spearmanr(preds.numpy(), targets.numpy()).statistic)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A class to be named, or, where the ``metric`` is a correlation of ranks, a number.
+    """A classification, or with ``regression`` the prediction of a number, and its metric.
 
-    Outputs are (B, classes) logits, or (B, 1); labels (B,) int64, or float.
+    metric: its name in records. function: (preds (N,), targets (N,)), both on the CPU, to percent.
+    Outputs are logits (B, classes) and targets int64 (B,); of a regression (B, 1) and float (B,).
     """
 
-    metric: str = "accuracy"
-
-    @property
-    def regression(self) -> bool:
-        """Whether the answer is a number."""
-        return self.metric == "spearman"
+    metric: str
+    function: Callable[[Tensor, Tensor], float]
+    regression: bool = False
 
     def loss(
-        self, outputs: Tensor, labels: Tensor, smoothing: float = 0.0, reduction: str = "mean"
+        self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0, reduction: str = "mean"
     ) -> Tensor:
-        """Return the cross-entropy, or the squared error (which knows no label smoothing)."""
+        """Return the cross-entropy; of a regression the squared error, without label smoothing."""
         if self.regression:
-            return F.mse_loss(outputs.squeeze(-1), labels, reduction=reduction)
-        return F.cross_entropy(outputs, labels, label_smoothing=smoothing, reduction=reduction)
+            return F.mse_loss(outputs.squeeze(-1), targets, reduction=reduction)
+        return F.cross_entropy(outputs, targets, label_smoothing=smoothing, reduction=reduction)
 
-    def answers(self, outputs: Tensor) -> Tensor:
-        """Return the classes, or the numbers, that the outputs stand for: (B,)."""
+    def preds(self, outputs: Tensor) -> Tensor:
+        """Return the predicted classes, or numbers, (B,)."""
         return outputs.squeeze(-1).float() if self.regression else outputs.argmax(dim=1)
 
-    def mark(self, answers: Tensor, labels: Tensor) -> float:
-        """Return the metric over all samples, in percent; tensors (N,) on any device."""
-        return METRICS[self.metric](answers.cpu(), labels.cpu())
+    def compute(self, preds: Tensor, targets: Tensor) -> float:
+        """Return the metric over all samples at once, in percent; tensors (N,) on any device."""
+        return self.function(preds.cpu(), targets.cpu())
 
 
-CLASSIFICATION = Task()
+TASKS: dict[str, Task] = {
+    "accuracy": Task("accuracy", accuracy),
+    "f1": Task("f1", f1),
+    "matthews": Task("matthews", matthews),
+    "spearman": Task("spearman", spearman, regression=True),
+}
+CLASSIFICATION = TASKS["accuracy"]

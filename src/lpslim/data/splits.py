@@ -1,4 +1,4 @@
-"""What training and evaluation need of data, whatever the data are."""
+"""Data sets: the interface of a split, the shard of one process, and the validation split."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from lpslim.data.metrics import CLASSIFICATION, Task
 
-WORD = 5  # a token that no vocabulary has for padding
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes takes of a batch or of a split; together they take each sample once.
+    """The shard of one process in a batch or a split; the shards of all hold every sample once.
 
-    rank: which process, from 0. world: how many there are.
+    rank: number of the process, from 0. world: number of processes.
     """
 
     rank: int = 0
@@ -45,12 +44,12 @@ class Split(Protocol):
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one shuffled, augmented epoch of inputs (B, ...) and labels (B,).
 
-        ``batch_size`` counts what all processes take together: each gets its share of every batch.
+        ``batch_size`` is that of all processes together: this one gets its share of every batch.
         """
         ...
 
     def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield every sample of a share of the split once, not augmented; ``batch_size`` at a time."""
+        """Yield every sample of a share of the split once, not augmented, at most ``batch_size`` a batch."""
         ...
 
 
@@ -64,10 +63,11 @@ class Parts(TypedDict):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: its splits and what a record must say of it.
+    """A data set: its splits, its task, and its identity in records.
 
-    shape: of one input, (C, H, W) or (3, L) with L the longest. num_classes: outputs; 1 for a number.
-    reading: settings that shape the batches and that the fingerprint does not cover.
+    source: where the samples come from. fingerprint: hash of the samples. num_classes: outputs; 1 for a
+    regression. shape: of one input, (C, H, W), or (3, L) with L the greatest length. reading: settings
+    that shape the batches and that the fingerprint does not cover.
     """
 
     name: str
@@ -87,20 +87,10 @@ class Data:
         return replace(self, **moved)
 
 
-def example(shape: tuple[int, ...], batch: int = 1) -> Tensor:
-    """Return inputs that a network can be traced with: a black image, or a text without padding."""
-    if len(shape) == 3:
-        return torch.zeros(batch, *shape)
-    tokens = torch.zeros(batch, *shape, dtype=torch.long)
-    tokens[:, 0] = WORD
-    tokens[:, 1] = 1
-    return tokens
-
-
 def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Return (train, validation) indices of ``count`` samples, one each at least; the same in every run.
+    """Return (training, validation) indices of ``count`` samples, sorted, at least one each.
 
-    The split belongs to the data, not to the seed, so that runs can be compared.
+    They depend on the arguments alone, not on a run's seed: all runs validate on the same samples.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     held = min(max(1, round(count * fraction)), count - 1)
