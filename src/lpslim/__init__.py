@@ -1,19 +1,30 @@
 """Network slimming using Lp (p<1) regularization: prune a network by ADMM, and check the paper."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lpslim.pruning.prune import Pruned, prune, save
-    from lpslim.models.storage import load
+    from lpslim.models.onnx import to_onnx
+    from lpslim.models.storage import load, save
+    from lpslim.pruning.prune import Pruned, prune
 
-__all__ = ["Pruned", "load", "prune", "save"]
+    __version__: str
+
+__all__ = ["Pruned", "__version__", "load", "prune", "save", "to_onnx"]
+
+HOMES = {
+    "Pruned": "pruning.prune",
+    "prune": "pruning.prune",
+    "load": "models.storage",
+    "save": "models.storage",
+    "to_onnx": "models.onnx",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first asked for: tables are rendered without it."""
-    if name not in __all__:
+    """Import a public name when it is first used, so that whatever needs no torch does not wait for it."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("lpslim")
+    if name not in HOMES:
         raise AttributeError(f"module 'lpslim' has no attribute {name!r}")
-    from lpslim.pruning import prune
-from lpslim.models import storage
-
-    return getattr(architecture if name == "load" else api, name)
+    return getattr(importlib.import_module(f"lpslim.{HOMES[name]}"), name)
