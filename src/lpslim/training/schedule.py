@@ -1,4 +1,4 @@
-"""How to train: plain settings, and the learning rate that follows from them."""
+"""Training and runtime settings, and the learning rate that follows from them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 
 SCHEDULES = ("cosine", "step", "linear", "constant")
 OPTIMIZERS = ("sgd", "adamw")
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass
-class Recipe:
-    """SGD with momentum, or AdamW, for so many epochs, along a learning-rate schedule.
+class TrainConfig:
+    """SGD with momentum, or AdamW, for so many epochs along a learning-rate schedule.
 
-    AdamW's first beta is the momentum, its second 0.999; it decays matrices and kernels, not biases
-    or norms. ``clip_norm`` bounds the norm of the loss's gradient; null: no bound.
+    AdamW's betas are the momentum and 0.999; it decays matrices and kernels, not biases or norms.
+    ``clip_norm`` bounds the norm of the loss's gradient; null for no bound.
     """
 
     epochs: int = 1
@@ -33,47 +33,42 @@ class Recipe:
 
 
 @dataclass
-class Trainer:
-    """Where and how the arithmetic runs.
+class RuntimeConfig:
+    """Where and in which arithmetic a training runs. Fields marked as ignored change no result.
 
-    channels_last, compile, cuda_graphs: null for whatever is measured to be fastest (lpslim.settle).
-    cuda_graphs needs compile. checkpoint_minutes: how often a training is kept, to go on after it was
-    killed; 0: after every step; null: never.
+    precision: "auto" is bf16 where the device computes it natively, else fp32. checkpoint_minutes: time
+    between two checkpoints; 0 for one after every step, null for none.
     """
 
-    device: str = "auto"
-    precision: str = "no"
-    channels_last: bool | None = True
-    compile: bool | None = False
-    cuda_graphs: bool | None = False
-    threads: int | None = None
-    checkpoint_minutes: float | None = 10.0
+    device: str = field(default="auto", metadata={"ignored": True})
+    precision: str = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    threads: int | None = field(default=None, metadata={"ignored": True})
+    checkpoint_minutes: float | None = field(default=10.0, metadata={"ignored": True})
 
 
-def scaled(recipe: Recipe, factor: float) -> Recipe:
-    """Return the recipe with its length, warm-up included, times ``factor`` (one epoch at least)."""
-    if not recipe.epochs:
-        return recipe
-    epochs = max(1, round(recipe.epochs * factor))
-    # by the ratio after rounding: the warm-up stays the same share, and so below the whole
-    return replace(recipe, epochs=epochs, warmup_epochs=recipe.warmup_epochs * (epochs / recipe.epochs))
+def scaled(config: TrainConfig, factor: float) -> TrainConfig:
+    """Return ``config`` with its epochs and warm-up times ``factor``: one epoch at least, unless it has none."""
+    if not config.epochs:
+        return config
+    epochs = max(1, round(config.epochs * factor))
+    return replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs * (epochs / config.epochs))
 
 
-def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """Return the rate at a (fractional) epoch: a linear warm-up, then the schedule.
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """Return the learning rate at a (fractional) epoch: a linear warm-up, then the schedule.
 
-    ``cosine``: ``lr/2 * (1 + cos(pi * (e - w) / (E - w)))`` with w warm-up epochs of E.
-    ``step``: a tenth after each milestone, a fraction of E. ``linear``: falls to zero in a
-    straight line. ``constant``: ``lr``.
+    The warm-up takes w = min(warmup_epochs, E / 3) of the E epochs. ``cosine``: ``lr/2 * (1 + cos(pi * t))``
+    and ``linear``: ``lr * (1 - t)``, both with ``t = (epoch - w) / (E - w)``. ``step``: a tenth after each
+    milestone, a fraction of E. ``constant``: ``lr``.
     """
-    if epoch < recipe.warmup_epochs:
-        return recipe.lr * epoch / recipe.warmup_epochs
-    if recipe.schedule == "constant":
-        return recipe.lr
-    if recipe.schedule == "step":
-        passed = sum(epoch >= part * recipe.epochs for part in recipe.milestones)
-        return recipe.lr * 0.1**passed
-    done = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
-    if recipe.schedule == "linear":
-        return recipe.lr * (1 - done)
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+    warmup = min(config.warmup_epochs, config.epochs / 3)
+    if epoch < warmup:
+        return config.lr * epoch / warmup
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "step":
+        return config.lr * 0.1 ** sum(epoch >= part * config.epochs for part in config.milestones)
+    t = (epoch - warmup) / (config.epochs - warmup)
+    return config.lr * (1 - t if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * t)))

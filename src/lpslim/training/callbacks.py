@@ -1,0 +1,65 @@
+"""Callbacks of the training loop: the base class, regularisers, and the keeper of pruned weights at zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpslim.pruning.units import regularised_weights
+
+
+class Callback:
+    """Hooks into the training loop; a subclass overrides those it needs. Usable in a loop of one's own."""
+
+    def begin(self) -> None:
+        """Called once before the first step, when the model is on its device."""
+
+    def after_backward(self) -> None:
+        """Called when the gradients of a step are complete, before the optimiser uses them."""
+
+    def after_step(self, step: int, steps_per_epoch: int) -> None:
+        """Called after each step of the optimiser; ``step`` counts from 1 through all epochs."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold: tensors and numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint; called after ``begin``."""
+
+
+class Regularizer(Callback):
+    """Callback that adds a penalty; the base class of the plug-ins in ``training.regularizers``.
+
+    ``convergence`` has one row per outer iteration, for those that have outer iterations.
+    """
+
+    def __init__(self) -> None:
+        self.convergence: list[dict[str, float]] = []
+
+    def sparse(self) -> dict[str, Tensor]:
+        """Return the sparse copy Z of the weights by parameter name, on the CPU; empty where there is none."""
+        return {}
+
+
+class MaskKeeper(Callback):
+    """Keeps pruned weights at zero by dropping their gradients.
+
+    Without gradient, momentum and decay of a zero, SGD and AdamW leave it exactly where it is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = list(regularised_weights(model).values())
+
+    def begin(self) -> None:
+        """Take the masks from the weights, on the device where they now are."""
+        self.masks = [weight.detach() != 0 for weight in self.weights]
+
+    @torch.no_grad()
+    def after_backward(self) -> None:
+        """Drop the gradient of every masked weight."""
+        for weight, mask in zip(self.weights, self.masks, strict=True):
+            assert weight.grad is not None
+            weight.grad.mul_(mask)
