@@ -1,118 +1,204 @@
-"""Records: one small JSON per finished run, all that a table or figure needs.
+"""Records: one JSON file per finished run, with all that a table or a figure needs. Imports no torch.
 
-A record is written once, to ``<results>/records/<experiment>/<key>.json``. Everything that
-``reproduce/`` prints as measured comes from here. ``python -m lpslim.experiment.records verify`` checks them.
+A record is written once, to ``<results>/records/<experiment>/<key>.json``, and never changed.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import platform
-import re
+import stat
 import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import pandas as pd
+import msgspec
+from msgspec import Meta, Struct
 
-from lpslim import strict
 from lpslim.base import files
-from lpslim.base.errors import UserError
-from lpslim.experiment import schema
-from lpslim.experiment.config import NAMED, Config, is_name
+from lpslim.base.errors import DivergenceError, UserError
+from lpslim.experiment.config import Config, flat
 
-SCHEMA = schema.VERSION
-KEY = re.compile("[0-9a-f]{16}")
+if TYPE_CHECKING:
+    from lpslim.data.splits import Data
+    from lpslim.experiment.keys import Step
+
+# Version of each stage's code: raised when a change alters its results. layer_budget is a score like any other.
+VERSIONS = {"baseline": 1, "sparsify": 1, "layer_budget": 1, "score": 1, "prune": 1, "finetune": 1}
+RULE = "multiply-adds of convolution and linear layers; all parameters"  # of counting the cost
+NETWORK = "weights.safetensors"  # of a stage's folder: models.storage.WEIGHTS, which imports torch
 LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
-# Where and how a run is done, not what it measures
-PLACES = frozenset(
-    ("name", "seed", "selection", "results_dir", "work_dir", "dry_run", "dataset.root", "dataset.source",
-     "dataset.download", "dataset.workers", "dataset.store_gb", "trainer.device", "trainer.threads",
-     "trainer.checkpoint_minutes")
-)  # fmt: skip
-# Settings that came after the first records were written, and what their absence means
-LATER: dict[str, Any] = {"structure": "channels", "round_to": 1, "retrain": "finetune", "model.weights": None,
-         "criterion.across": "minmax", "criterion.widths": None, "protected": [],
-         "dataset.max_length": 128, "dataset.tokenizer": "", "dataset.store_gb": 10.0,
-         "trainer.checkpoint_minutes": 10.0, "trainer.cuda_graphs": False,
-         **{f"{recipe}.{key}": value for recipe in ("baseline", "regularizer.train", "finetune")
-            for key, value in {"optimizer": "sgd", "clip_norm": None}.items()}}  # fmt: skip
-OPEN = ("trainer.channels_last", "trainer.compile", "trainer.cuda_graphs")  # where null: what is fastest
-SOURCES = (":/src", ":/conf", ":/run.py")  # git: from the top, wherever it is asked
+DIGITS = 4  # decimals of a curve's values: finer than any data set can tell
+SAME = 1e-6  # percent; a drop is computed from whole numbers
+PRIVATE = ("results_dir", "work_dir", "dataset.root")  # settings that only name places on this machine
+SOURCES = (":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
+PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # cannot climb out of a folder
+Name = Annotated[str, Meta(pattern=rf"\A{PART}(/{PART})*\Z", max_length=200)]
+Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Percent = Annotated[float, Meta(ge=-100, le=100)]  # a correlation may be negative
+Drop = Annotated[float, Meta(le=100)]  # a network may also grow
+Stage = Literal["baseline", "sparsify", "layer_budget", "score", "prune", "finetune"]
+Protocol = Literal["last", "val", "paper"]
 
-@dataclass(frozen=True)
-class Record:
-    """One run: what was asked, on what, and what came out. Percentages are 0 to 100.
 
-    experiment: ``<table>/<row>``, or ``adhoc``. key: of the last stage.
-    differs: config keys in which the run departs from that experiment file (the seed aside):
-        ``{key: [the file's value, the run's value]}``; such a run is not that row.
-    config: the composed config. stages: name -> key.
-    data: ``name``, ``source``, ``fingerprint``, ``metric`` (absent: accuracy) and the number of
-        ``train``, ``val``, ``test`` samples.
-    cost: ``rule``, ``dense`` and ``pruned`` (each ``macs``, ``params``), ``flops_drop``, ``params_drop``.
-    accuracy: stage -> protocol (``last``, ``val``, ``paper``; see evaluation.summarise) -> test
-        accuracy, or the data's metric; the stage ``prune`` (before fine-tuning) has ``last`` alone.
-    channels: pruned layer -> [kept, of]. convergence: a row per outer ADMM iteration
-        (``iteration``, ``epoch``, ``primal``, ``dual``, ``sparsity``, ``capped``); may be empty.
-    curves: stage -> column (``train_loss``, ``val_accuracy``, ``test_accuracy``) -> value per epoch.
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A JSON object whose fields are all known."""
+
+
+class Size(Entry):
+    """Cost of one network: multiply-adds of a sample, and parameters."""
+
+    macs: Count
+    params: Count
+
+
+class Samples(Entry):
+    """Data set: its name and source, fingerprint of its content, metric, and number of samples."""
+
+    name: str
+    source: str
+    fingerprint: str
+    metric: str
+    train: Count
+    val: Count
+    test: Count
+
+
+class Cost(Entry):
+    """Cost before and after pruning, counted by ``rule``; drops in percent. Only ``rule`` before the pruning."""
+
+    rule: str
+    dense: Size | None = None
+    pruned: Size | None = None
+    flops_drop: Drop | None = None
+    params_drop: Drop | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Return whether the network was pruned."""
+        return None not in (self.dense, self.pruned, self.flops_drop, self.params_drop)
+
+
+class Curve(Entry):
+    """One stage's training, a value per epoch; accuracies in percent."""
+
+    train_loss: list[float]
+    val_accuracy: list[Percent]
+    test_accuracy: list[Percent]
+
+
+class Divergence(Entry):
+    """Where the training loss was no finite number: epoch and step from 1, the loss as text."""
+
+    stage: Stage
+    epoch: Positive
+    step: Positive
+    loss: str
+
+
+class Record(Entry):
+    """One run: what was asked, on what data, and what came out. Percentages are 0 to 100.
+
+    experiment: ``<table>/<row>``, or ``adhoc``. method, kind: the method's name in a table, and its class.
+    key: of the last stage. stages, groups: stage -> its key, and that key without the seed; runs of equal
+    ``groups["finetune"]`` are the seeds of one cell. versions: stage -> version of its code. weights: stage ->
+    SHA-256 of the network that it left.
+    differs: empty for a run as its experiment file says (or without one); else key -> [the file's, the run's].
+    config: the composed configuration, without places of the machine.
+    accuracy: stage -> protocol -> the data's metric on the test split (training.evaluation.summarise).
+    channels: pruned layer -> (kept, of). convergence: a row per outer ADMM iteration; may be empty.
     seconds: stage -> wall time where it was computed. environment: versions, device, git commit.
-    versions: stage -> version of the code that computed it (lpslim.experiment.versions); absent: 1 each.
-    weights: stage -> SHA-256 of the network that it left; absent in the first records.
-    diverged: ``stage``, ``epoch`` and ``step`` (from 1) at which the loss was no number any more, and
-        ``loss``; empty if all went well. Such a record has what was measured until then: ``accuracy`` lacks
-        that stage and the later ones, ``cost`` may hold its ``rule`` alone.
+    diverged: where a loss was not finite; such a record has what was measured until then.
     """
 
-    experiment: str
-    key: str
-    seed: int
+    schema: Literal[2]
+    experiment: Name
+    method: str
+    kind: str
+    seed: Count
+    key: Key
+    stages: dict[Stage, Key]
+    groups: dict[Stage, Key]
+    versions: dict[Stage, Positive]
+    weights: dict[Stage, Sha256]
     differs: dict[str, list[Any]]
     config: dict[str, Any]
-    stages: dict[str, str]
-    data: dict[str, Any]
-    cost: dict[str, Any]
-    accuracy: dict[str, dict[str, float]]
-    channels: dict[str, list[int]]
+    data: Samples
+    cost: Cost
+    accuracy: dict[Stage, dict[Protocol, Percent]]
+    channels: dict[str, tuple[Positive, Positive]]
     convergence: list[dict[str, float]]
-    curves: dict[str, dict[str, list[float]]]
-    seconds: dict[str, float]
-    environment: dict[str, Any]
-    versions: dict[str, int] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
-    diverged: dict[str, Any] = field(default_factory=dict)
-    schema: int = SCHEMA
+    curves: dict[Stage, Curve]
+    seconds: dict[Stage, Annotated[float, Meta(ge=0)]]
+    environment: dict[str, str | int | bool | None]
+    diverged: Divergence | None = None
 
-    @cached_property
+    def __post_init__(self) -> None:
+        if fault := next(_faults(self), None):
+            raise ValueError(fault)
+
+    @property
+    def group(self) -> str:
+        """Key of the last stage without the seed: equal in the runs of one table cell."""
+        return self.groups["finetune"]
+
+    @property
     def settings(self) -> Mapping[str, Any]:
-        """Every setting by its dotted key, also those that came after the record; for the seed, None."""
-        return {**LATER, **dict(flat(self.config)), "seed": None}
+        """Every setting by its dotted key; one that came after the record has its default."""
+        return {**dict(flat(asdict(Config()))), **dict(flat(self.config))}
 
-    @cached_property
-    def asked(self) -> str:
-        """The settings as JSON, the same for runs over seeds: under it, what follows can be remembered."""
-        return json.dumps(self.settings)
-
-    @cached_property
+    @property
     def epochs(self) -> Mapping[str, int]:
-        """Stage -> how many epochs were run, of those that train."""
-        return {stage: len(curve["train_loss"]) for stage, curve in self.curves.items()}
+        """Stage -> epochs that were run, of the stages that train."""
+        return {stage: len(curve.train_loss) for stage, curve in self.curves.items()}
 
-    if not TYPE_CHECKING:  # which shall go on to refuse what is no field
 
-        def __getattr__(self, name: str) -> Any:
-            """Take a field that the index left for later (see lpslim.index)."""
-            if name not in Record.__dataclass_fields__ or "later" not in vars(self):
-                raise AttributeError(f"a record has no {name}")
-            vars(self)[name] = value = vars(self)["later"](name)
-            return value
+DECODER = msgspec.json.Decoder(Record)
+
+
+def _faults(record: Record) -> Iterator[str]:
+    """Yield where the fields of a record contradict each other."""
+    if record.stages.get("finetune") != record.key:
+        yield "stages.finetune: is not the record's key"
+    for field in ("groups", "versions"):
+        if getattr(record, field).keys() != record.stages.keys():
+            yield f"{field}: needs the stages {', '.join(record.stages)}"
+    if not isinstance(record.config.get("model"), dict) or "name" not in record.config["model"]:
+        yield "config.model.name: missing"
+    if any(len(values) != len(get_args(Protocol)) for values in record.accuracy.values()):
+        yield f"accuracy: needs {', '.join(get_args(Protocol))} of a stage"
+    if layer := next((layer for layer, (kept, of) in record.channels.items() if kept > of), None):
+        yield f"channels.{layer}: keeps more than there are"
+    if any(len(c.train_loss) != len(c.test_accuracy) for c in record.curves.values()):
+        yield "curves: columns of different lengths"
+    yield from _cost_faults(record.cost, optional=record.diverged is not None)
+    if record.diverged:
+        if record.diverged.stage in record.accuracy or record.diverged.stage not in record.stages:
+            yield "diverged.stage: is not a stage without an accuracy"
+    elif lacking := [stage for stage in ("baseline", "prune", "finetune") if stage not in record.accuracy]:
+        yield f"accuracy.{lacking[0]}: missing"
+
+
+def _cost_faults(cost: Cost, optional: bool) -> Iterator[str]:
+    if not cost.complete:
+        if not optional:
+            yield "cost: needs dense, pruned, flops_drop and params_drop"
+        return
+    assert cost.dense and cost.pruned
+    for name, dense, pruned, drop in (
+        ("flops_drop", cost.dense.macs, cost.pruned.macs, cost.flops_drop),
+        ("params_drop", cost.dense.params, cost.pruned.params, cost.params_drop),
+    ):
+        if dense == 0 or abs(100 * (1 - pruned / dense) - (drop or 0.0)) > SAME:
+            yield f"cost.{name}: does not follow from dense and pruned"
 
 
 def path_of(results: Path, experiment: str, key: str) -> Path:
@@ -124,17 +210,18 @@ def write(results: Path, record: Record) -> Path:
     """Write a record and return its path.
 
     Raises:
+        ValueError: a value is not what a record may hold, such as NaN.
         FileExistsError: there is one already; records are never changed.
-        UserError: its folder is a link to elsewhere.
-        UserError: experiment or key cannot be part of a path.
     """
-    if not is_name(record.experiment) or not KEY.fullmatch(record.key):
-        raise UserError(f"name={record.experiment}: must be {NAMED}, and the key {record.key!r} hexadecimal")
+    content = msgspec.to_builtins(record)
+    try:
+        msgspec.convert(content, Record)
+    except msgspec.ValidationError as problem:
+        raise ValueError(f"not a record: {problem}") from problem
     path = path_of(results, record.experiment, record.key)
-    store.make_folder(path.parent, results)
     if path.exists():
         raise FileExistsError(f"{path} exists; records are never changed")
-    store.write_json(path, asdict(record))
+    files.write_json(path, content)
     return path
 
 
@@ -142,90 +229,123 @@ def read(path: Path) -> Record:
     """Read one record, which may come from anybody: every value is checked.
 
     Raises:
-        UserError: ``<path>: not a record of schema 1: <where and why>``.
+        UserError: ``<path>: not a record: <where and why>``.
     """
-    what = f"a record of schema {SCHEMA}"
-    content = strict.read(path, schema.SHAPE, what, LARGEST)
-    lacking = sorted(_always() - {key for key, _ in flat(content["config"])})
-    if problem := f"config.{lacking[0]}: missing" if lacking else schema.fault(content):
-        raise UserError(f"{path}: not {what}: {problem}")
-    return Record(**content)
-
-
-@cache
-def _always() -> frozenset[str]:
-    """Return the settings that every record has."""
-    return frozenset(key for key, _ in flat(asdict(Config()))) - LATER.keys()
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+            raise ValueError("no file")
+        if status.st_size > LARGEST:
+            raise ValueError(f"larger than {LARGEST} bytes")
+        return DECODER.decode(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise UserError(f"{path}: not a record: {problem}") from problem
 
 
 def read_all(results: Path) -> list[Record]:
-    """Read every record below ``results``, in the order of their paths."""
-    return [read(path) for path in sorted((results / "records").rglob("*.json"))]
+    """Read every record below ``results``, in the order of their paths.
 
-
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every (dotted key, value) of a nested configuration."""
-    for key, inner in config.items():
-        if isinstance(inner, dict):
-            yield from flat(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
-
-
-def differences(filed: Mapping[str, Any], config: Config) -> dict[str, list[Any]]:
-    """Return ``{key: [file's value, run's value]}``, the places aside.
-
-    ``filed``: the settings of the run's experiment file, flat; empty where there is none, and then nothing
-    differs. What the file leaves open differs from nothing.
+    Raises:
+        UserError: a file is not a record.
     """
-    as_run = dict(flat(asdict(config)))
+    collects = gc.isenabled()
+    gc.disable()  # none of what is read is garbage, and the collector would look through it again and again
+    try:
+        return [read(path) for path in paths(results)]
+    finally:
+        if collects:
+            gc.enable()
+
+
+def paths(results: Path) -> list[Path]:
+    """Return the files of all records below ``results``, sorted."""
+    return sorted((results / "records").rglob("*.json"))
+
+
+def make_record(
+    config: Config,
+    data: Data,
+    steps: Mapping[str, Step],
+    infos: Mapping[str, dict[str, Any]],
+    *,
+    method: tuple[str, str],
+    differs: dict[str, list[Any]],
+    environment: dict[str, Any],
+    diverged: DivergenceError | None = None,
+) -> Record:
+    """Return the record of a run.
+
+    Args:
+        config, data, steps: the run. infos: stage -> what it says of itself, of those that were finished.
+        method: the method's name and kind. differs, environment: as in the record.
+        diverged: the loss that was not finite, if there was one.
+    """
+    pruned = infos.get("prune", {})
+    curves = {stage: info["curve"] for stage, info in infos.items() if "curve" in info}
+    where = None
+    if diverged:
+        curves[diverged.stage] = diverged.curve
+        where = Divergence(
+            stage=diverged.stage,  # type: ignore[arg-type]
+            epoch=diverged.epoch,
+            step=diverged.step,
+            loss=diverged.loss,
+        )
+    content = {
+        "schema": 2,
+        "experiment": config.name,
+        "method": method[0],
+        "kind": method[1],
+        "seed": config.seed,
+        "key": steps["finetune"].key,
+        "stages": {name: step.key for name, step in steps.items()},
+        "groups": {name: step.group for name, step in steps.items()},
+        "versions": {name: VERSIONS[name] for name in steps},
+        "weights": {name: info["files"][NETWORK] for name, info in infos.items() if NETWORK in info["files"]},
+        "differs": {key: [portable(value) for value in pair] for key, pair in differs.items()},
+        "config": _public(asdict(config)),
+        "data": {
+            **{key: getattr(data, key) for key in ("name", "source", "fingerprint")},
+            "metric": data.task.metric,
+            **{split: len(getattr(data, split)) for split in ("train", "val", "test")},
+        },
+        "cost": {"rule": RULE, **pruned.get("cost", {})},
+        "accuracy": {stage: info["accuracy"] for stage, info in infos.items() if "accuracy" in info},
+        "channels": pruned.get("channels", {}),
+        "convergence": infos.get("sparsify", {}).get("convergence", []),
+        "curves": {stage: _columns(curve) for stage, curve in curves.items()},
+        "seconds": {stage: round(info["seconds"], 1) for stage, info in infos.items()},
+        "environment": environment,
+        "diverged": where,
+    }
+    return msgspec.convert(content, Record)
+
+
+def _columns(curve: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [round(row[name], DIGITS) for row in curve] for name in Curve.__struct_fields__}
+
+
+def _public(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {
-        key: [value, as_run[key]]
-        for key, value in filed.items()
-        if key not in PLACES and value != as_run[key] and not (value is None and key in OPEN)
+        key: _public(value, f"{prefix}{key}.") if isinstance(value, dict) else portable(value)
+        for key, value in settings.items()
+        if prefix + key not in PRIVATE
     }
 
 
-def frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row per run: its identity, settings, drops and accuracies (flat columns).
-
-    ``diverged`` is the stage at which a run did, empty for all others; what such a run lacks is NaN.
-    """
-    return pd.DataFrame([_row(each) for each in records])
+def portable(value: Any) -> Any:
+    """Return a setting as a record states it: of an absolute path, the file's name alone."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _row(record: Record) -> dict[str, Any]:
-    config = record.config
-    row = {
-        "experiment": record.experiment,
-        "key": record.key,
-        "seed": record.seed,
-        "as_configured": not record.differs,
-        "model": config["model"]["name"],
-        "dataset": record.data["name"],
-        "fingerprint": record.data["fingerprint"],
-        "penalty": config["regularizer"]["penalty"],
-        "criterion": config["criterion"]["name"],
-        **{key: record.settings[key] for key in ("structure", "retrain")},
-        **{knob: config[knob] for knob in ("p", "M", "rho", "lamb", "ratio", "target_flops")},
-        "diverged": record.diverged.get("stage", ""),
-        "flops_drop": record.cost.get("flops_drop"),
-        "params_drop": record.cost.get("params_drop"),
-        "pruned_accuracy": record.accuracy.get("prune", {}).get("last"),
-    }
-    for stage in ("baseline", "finetune"):
-        for protocol, value in record.accuracy.get(stage, {}).items():
-            row[f"{stage}_{protocol}"] = value
-    return row
-
-
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str, processes: int = 1) -> dict[str, Any]:
     """Return the versions, machine and source revision that a record states."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
         "device": device,
+        "processes": processes,
         **{package: version(package) for package in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)),
@@ -239,9 +359,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None  # installed from a package: there is no repository to name
     return done.stdout.strip()
-
-
-if __name__ == "__main__":
-    from lpslim import verify  # it reads records: this module, when imported, must not need it
-
-    sys.exit(verify.main())
