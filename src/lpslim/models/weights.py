@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lpslim.base.errors import UserError
+from lpslim.base.hashing import file_hash
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -90,15 +89,15 @@ def _stripped(state: State) -> State:
     return state
 
 
-def renamed(state: State, own: Mapping[str, Tensor], aliases: Mapping[str, str]) -> State:
+def renamed(state: State, own: Mapping[str, Tensor], aliases: Sequence[tuple[str, str]]) -> State:
     """Return the state dict under the network's own names.
 
-    ``aliases`` maps a prefix that others use to ours; it acts where the network lacks the name as it is.
+    aliases: pairs of a prefix that others use and ours; they act where the network lacks a name as it is.
     """
     result = {}
     for name, value in state.items():
-        other = next((ours + name.removeprefix(p) for p, ours in aliases.items() if name.startswith(p)), name)
-        result[name if name in own else other] = value
+        options = (ours + name.removeprefix(theirs) for theirs, ours in aliases if name.startswith(theirs))
+        result[name if name in own else next(options, name)] = value
     return result
 
 
@@ -141,31 +140,30 @@ def _listed(kind: str, names: list[str]) -> str:
     return f"{kind} {', '.join(names[:SHOWN])}{more}" if names else ""
 
 
-def identity(source: str, model_name: str) -> str:
-    """Return what names these weights for good: ``sha256:<hex>`` of a file, or torchvision's entry.
+def identity(source: str, published: Mapping[str, Any]) -> str:
+    """Return ``sha256:<hex>`` of a file, or the full name of published weights.
+
+    published: the weights that can be downloaded, by name; see :meth:`Family.published`.
 
     Raises:
-        UserError: neither a file nor the name of weights that torchvision has for this network.
+        UserError: ``source`` is neither a file nor one of these names.
     """
     if Path(source).is_file():
-        with open(source, "rb") as file:
-            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-    return str(_entry(source, model_name))
+        return f"sha256:{file_hash(Path(source))}"
+    return str(_entry(source, published))
 
 
-def _entry(source: str, model_name: str) -> Any:
-    try:
-        entries = torchvision.models.get_model_weights(model_name).__members__
-    except ValueError:
-        entries = {}
-    if source not in entries:
-        known = f"or one of {', '.join(entries)}" if entries else "torchvision has none of this network"
-        raise UserError(f"model.weights={source}: must be a file that exists, {known}")
-    return entries[source]
+def _entry(source: str, published: Mapping[str, Any]) -> Any:
+    if source not in published:
+        names = f", or one of {', '.join(published)}" if published else ""
+        raise UserError(f"model.weights={source}: must be a file that exists{names}")
+    return published[source]
 
 
-def initialise(model: nn.Module, source: str, model_name: str, aliases: Mapping[str, str]) -> None:
-    """Copy the weights that ``source`` names into ``model``; torchvision's are downloaded if need be.
+def initialise(
+    model: nn.Module, source: str, published: Mapping[str, Any], aliases: Sequence[tuple[str, str]]
+) -> None:
+    """Copy the weights that ``source`` names into ``model``; published ones are downloaded if need be.
 
     Raises:
         UserError: they are not there, cannot be downloaded, or do not fit.
@@ -173,7 +171,7 @@ def initialise(model: nn.Module, source: str, model_name: str, aliases: Mapping[
     if Path(source).is_file():
         state = read(Path(source))
     else:
-        entry = _entry(source, model_name)
+        entry = _entry(source, published)
         try:
             state = dict(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
         except (OSError, RuntimeError) as problem:  # RuntimeError: not the published hash

@@ -1,6 +1,6 @@
-"""BERT and its kin with a head for sentences, and their prunable units: attention heads and neurons.
+"""BERT, RoBERTa and ELECTRA with a classification head; prunable units are attention heads and neurons.
 
-A unit of attention is one head: ``span`` rows of query, key and value, and as many columns of the output
+A unit of attention is one head: ``head_dim`` rows of query, key and value, and as many columns of the output
 projection. A unit of the feed-forward part is one neuron: a row of the first matrix, a column of the
 second. Embeddings, pooler and the residual stream keep their width.
 """
@@ -13,19 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lpslim.base.errors import UserError
 from lpslim.models import encoders
-from lpslim.pruning.units import Units
-
-NAMES = None  # any that lpslim.models.encoders knows
-configuration = pretrained.configuration
-identity = pretrained.identity
+from lpslim.models.family import Family
+from lpslim.pruning.units import Prunable, Units
 
 
 class Classifier(nn.Module):
-    """A classifier of transformers, ``transformer``, that takes packed tokens (B, 3, L); see lpslim.data.tokens."""
+    """A transformers classifier, ``transformer``, on packed tokens (B, 3, L): ids, attention mask, types."""
 
     transformer: Any
 
@@ -38,97 +34,128 @@ class Classifier(nn.Module):
         ids, mask, types = packed.unbind(1)
         if self.transformer.config.type_vocab_size < 2:  # RoBERTa has one type of token
             types = torch.zeros_like(types)
-        found: Tensor = self.transformer(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
-        return found
+        logits: Tensor = self.transformer(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+        return logits
 
 
-def build(name: str, *, num_classes: int, configuration: Mapping[str, Any]) -> nn.Module:
-    """Build the network that a configuration describes, with random weights.
+class BertFamily(Family):
+    """Encoders that :mod:`lpslim.models.encoders` knows by name."""
 
-    Raises:
-        UserError: it describes none of this family; see :func:`lpslim.models.encoders.check`.
-    """
-    pretrained.check(configuration)
-    config = AutoConfig.for_model(**configuration, num_labels=num_classes)
-    blank: Any = AutoModelForSequenceClassification
-    return Classifier(blank.from_config(config, trust_remote_code=False))
+    input = "text"
 
+    def build(self, name: str, *, num_classes: int, configuration: Mapping[str, Any]) -> nn.Module:
+        """Build the network that a configuration describes, with random weights.
 
-def initialise(model: Any, weights: str) -> None:
-    """Give a network the weights of a pretrained encoder, in place; the head gets random ones.
+        Raises:
+            UserError: it describes none of this family; see :func:`lpslim.models.encoders.check`.
+        """
+        return Classifier(encoders.classifier(configuration, num_classes))
 
-    Raises:
-        UserError: they cannot be found, or are of another network.
-    """
-    model.transformer.load_state_dict(pretrained.encoder(weights, model.transformer.config).state_dict())
+    def arguments(self, name: str, shape: Sequence[int]) -> dict[str, Any]:
+        """Return the encoder's configuration.
 
+        Raises:
+            UserError: see :func:`lpslim.models.encoders.configuration`.
+        """
+        return {"configuration": encoders.configuration(name)}
 
-def check(model: Any, data: Any) -> None:
-    """Refuse texts in the tokens of another vocabulary.
+    def units(self, model: nn.Module, example: Tensor | None = None) -> list[Units]:
+        """Return the heads and the neurons of every layer; nothing is traced."""
+        units = []
+        for name, layer in _layers(model):
+            attention = f"{name}.attention.self"
+            projections = tuple(f"{attention}.{part}" for part in ("query", "key", "value"))
+            output = f"{name}.attention.output.dense"
+            heads, head_dim = (
+                layer.attention.self.num_attention_heads,
+                layer.attention.self.attention_head_size,
+            )
+            scored_by = (*((projection, 0) for projection in projections), (output, 1))
+            units.append(
+                Units(
+                    projections[0],
+                    heads,
+                    False,
+                    projections,
+                    (output,),
+                    head_dim=head_dim,
+                    scored_by=scored_by,
+                )
+            )
+            first, second = f"{name}.intermediate.dense", f"{name}.output.dense"
+            neurons = layer.intermediate.dense.out_features
+            scored_by = ((first, 0), (second, 1))
+            units.append(Units(first, neurons, False, (first,), (second,), scored_by=scored_by))
+        return units
 
-    Raises:
-        UserError: a token's number is beyond the network's vocabulary.
-    """
-    size = model.transformer.config.vocab_size
-    last = max(int(split.ids.max()) for split in (data.train, data.val, data.test))
-    if last >= size:
-        raise UserError(
-            f"dataset.tokenizer: has a token {last}, but the network's vocabulary has {size}: it is another's"
-        )
+    def prunable(self, model: nn.Module) -> list[Prunable]:
+        """Return the first layer of every unit: query projections and first matrices."""
+        return [Prunable(units.layer) for units in self.units(model)]
 
+    def cut(self, model: nn.Module, example: Tensor | None, kept: Mapping[str, Sequence[int]]) -> None:
+        """Remove, in place, the units that are not in ``kept`` (layer name -> original indices).
 
-def accompany(folder: Path, name: str) -> None:
-    """Put the tokenizer beside a saved network: ``AutoTokenizer.from_pretrained(folder)`` reads it.
+        Raises:
+            UserError: a name is none of the units', or indices are not a sorted, non-empty choice.
+        """
+        by_layer = {units.layer: units for units in self.units(model)}
+        for layer, chosen in kept.items():
+            if layer not in by_layer:
+                raise UserError(f"layer {layer!r}: has no heads or neurons to remove")
+            by_layer[layer].check(chosen)
+        for layer, chosen in kept.items():
+            units = by_layer[layer]
+            index = torch.tensor(
+                [unit * units.head_dim + i for unit in chosen for i in range(units.head_dim)]
+            )
+            for name in units.producers:
+                _slice(model.get_submodule(name), index, axis=0)
+            for name in units.consumers:
+                _slice(model.get_submodule(name), index, axis=1)
+            attention: Any = model.get_submodule(layer.rpartition(".")[0])
+            if layer.endswith(".query"):
+                attention.num_attention_heads = len(chosen)
+                attention.all_head_size = len(index)
 
-    Raises:
-        UserError: it cannot be found.
-    """
-    pretrained.tokenizer(name).save_pretrained(folder)
+    def weights_identity(self, name: str, weights: str) -> str:
+        """Return the SHA-256 of a local file of weights, or the hub's revision."""
+        return encoders.identity(weights)
 
+    def load_weights(self, model: Any, name: str, weights: str) -> None:
+        """Copy a pretrained encoder's weights into a network; the head gets random ones.
 
-def find_units(model: nn.Module) -> list[Units]:
-    """Return the heads and the neurons of every layer."""
-    found = []
-    for name, layer in _layers(model):
-        attention, query = layer.attention.self, f"{name}.attention.self"
-        size, span = attention.num_attention_heads, attention.attention_head_size
-        projections = tuple(f"{query}.{part}" for part in ("query", "key", "value"))
-        output = f"{name}.attention.output.dense"
-        heads = (*((each, 0) for each in projections), (output, 1))
-        found.append(Units(projections[0], size, False, projections, (output,), span=span, weighed=heads))
-        first, second = f"{name}.intermediate.dense", f"{name}.output.dense"
-        size, neurons = layer.intermediate.dense.out_features, ((first, 0), (second, 1))
-        found.append(Units(first, size, False, (first,), (second,), weighed=neurons))
-    return found
+        Raises:
+            UserError: they cannot be found, or are of another network.
+        """
+        loaded = encoders.encoder(weights, model.transformer.config)
+        model.transformer.load_state_dict(loaded.state_dict())
 
+    def check(self, model: Any, data: Any) -> None:
+        """Refuse texts in the tokens of another vocabulary.
 
-def prune(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
-    """Remove, in place, the units that are not in ``kept`` (layer name -> original indices).
+        Raises:
+            UserError: a token's number is beyond the network's vocabulary.
+        """
+        size = model.transformer.config.vocab_size
+        last = max(int(split.ids.max()) for split in (data.train, data.val, data.test))
+        if last >= size:
+            raise UserError(
+                f"dataset.tokenizer: has a token {last}, but the network's vocabulary has {size}: "
+                "it belongs to another network"
+            )
 
-    Raises:
-        UserError: a name is none of the units', or indices are not a sorted, non-empty choice.
-    """
-    units = {each.layer: each for each in find_units(model)}
-    for layer, chosen in kept.items():
-        if layer not in units:
-            raise UserError(f"layer {layer!r}: has no heads or neurons to remove")
-        units[layer].check(chosen)
-    for layer, chosen in kept.items():
-        each = units[layer]
-        index = torch.tensor([unit * each.span + i for unit in chosen for i in range(each.span)])
-        for name in each.producers:
-            _slice(model.get_submodule(name), index, axis=0)
-        for name in each.consumers:
-            _slice(model.get_submodule(name), index, axis=1)
-        attention: Any = model.get_submodule(layer.rpartition(".")[0])
-        if hasattr(attention, "num_attention_heads"):
-            attention.num_attention_heads = len(chosen)
-            attention.all_head_size = len(index)
+    def save_tokenizer(self, folder: Path, tokenizer: str) -> None:
+        """Write the tokenizer beside a saved network: ``AutoTokenizer.from_pretrained(folder)`` reads it.
+
+        Raises:
+            UserError: it cannot be found.
+        """
+        encoders.tokenizer(tokenizer).save_pretrained(folder)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
-        if all(hasattr(module, part) for part in ("attention", "intermediate", "output")):
+        if {"attention", "intermediate", "output"} <= dict(module.named_children()).keys():
             yield name, module
 
 
@@ -143,3 +170,6 @@ def _slice(linear: Any, index: Tensor, axis: int) -> None:
 
 def _parameter(old: Tensor, index: Tensor, axis: int) -> nn.Parameter:
     return nn.Parameter(old.detach().index_select(axis, index), requires_grad=old.requires_grad)
+
+
+family = BertFamily()

@@ -11,11 +11,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lpslim.models.family import Family
 from lpslim.pruning.units import Prunable
 
 DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
-NAMES = tuple(DEPTHS)
-ALIASES = {"fc.": "linear."}  # the head's other name in public checkpoints
 
 
 class Block(nn.Module):
@@ -31,6 +30,7 @@ class Block(nn.Module):
         self.padding = channels_out - channels_in
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return maps (batch, channels_out, height / stride, width / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.padding:
@@ -57,6 +57,7 @@ class ResNetCifar(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.linear(out.mean(dim=(2, 3)))
@@ -67,11 +68,21 @@ def _stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.
     return nn.Sequential(first, *(Block(channels_out, channels_out, 1) for _ in range(blocks - 1)))
 
 
-def build(name: str, *, num_classes: int, in_channels: int = 3) -> ResNetCifar:
-    """Build ``resnet20`` ... ``resnet110`` with random weights (He initialisation)."""
-    return ResNetCifar(DEPTHS[name], num_classes, in_channels)
+class ResNetCifarFamily(Family):
+    """``resnet20`` to ``resnet110``."""
+
+    names = tuple(DEPTHS)
+    aliases = (("fc.", "linear."),)
+
+    def build(self, name: str, *, num_classes: int, in_channels: int = 3) -> ResNetCifar:
+        """Build a network with random weights (He initialisation)."""
+        return ResNetCifar(DEPTHS[name], num_classes, in_channels)
+
+    def prunable(self, model: nn.Module) -> list[Prunable]:
+        """Return the first convolution of every block; the residual stream keeps its width."""
+        return [
+            Prunable(f"{name}.conv1") for name, module in model.named_modules() if isinstance(module, Block)
+        ]
 
 
-def prunable(model: nn.Module) -> list[Prunable]:
-    """The first convolution of every block; the residual stream keeps its width."""
-    return [Prunable(f"{name}.conv1") for name, module in model.named_modules() if isinstance(module, Block)]
+family = ResNetCifarFamily()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lpslim.models.family import Family
 from lpslim.pruning.units import Prunable
 
 POOL = 0
@@ -17,7 +18,6 @@ WIDTHS = {
     "vgg16": (64, 64, POOL, 128, 128, POOL, *(256,) * 3, POOL, *(512,) * 3, POOL, *(512,) * 3, POOL),
     "vgg19": (64, 64, POOL, 128, 128, POOL, *(256,) * 4, POOL, *(512,) * 4, POOL, *(512,) * 4, POOL),
 }
-NAMES = tuple(WIDTHS)
 
 
 class VGG(nn.Module):
@@ -41,14 +41,22 @@ class VGG(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
-def build(name: str, *, num_classes: int, in_channels: int = 3) -> VGG:
-    """Build ``vgg16``, ``vgg19`` or ``vgg_small`` (6 convolutions) with random weights."""
-    return VGG(WIDTHS[name], num_classes, in_channels)
+class VGGFamily(Family):
+    """``vgg16``, ``vgg19`` and ``vgg_small`` (6 convolutions)."""
+
+    names = tuple(WIDTHS)
+
+    def build(self, name: str, *, num_classes: int, in_channels: int = 3) -> VGG:
+        """Build a network with random weights (He initialisation)."""
+        return VGG(WIDTHS[name], num_classes, in_channels)
+
+    def prunable(self, model: nn.Module) -> list[Prunable]:
+        """Return every convolution."""
+        return [Prunable(name) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
 
 
-def prunable(model: nn.Module) -> list[Prunable]:
-    """Every convolution."""
-    return [Prunable(name) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+family = VGGFamily()
