@@ -1,24 +1,17 @@
-"""What the cap M does for the method, on problems small enough to follow: least squares with 15 weights.
-
-Twenty seeded problems ``min_w ||A w - b||^2 / 2 + lamb * sum |w|^(1/p)`` with 5 true weights that are not
-zero, solved by :class:`lpslim.sparsity.admm.ADMM` with an exact W-step, once with M = 1 and once with the cap off
-(M = null), at several rho / lamb (15 is the released code's) and from three starts: the weights of least
-squares, random ones, and zero. The true weights have size 0.3 to 1.5 ("scale 1"), or a twentieth of that,
-which is nearer to the weights of a network. Some 10 seconds on one core, the same figures at every run:
+"""Effect of the cap M on problems small enough to follow: least squares with 15 weights.
 
     python benchmarks/cap_off_lasso.py --p 5
 
-Each cell but the last says ``cap / off``. ``settled``: problems, of 20, whose primal and dual residual fell
-below 1e-6. ``kept``: weights not zero; ``lost``: true weights that are zero; ``held``: weights at zero though
-the loss pulls at them with more than lamb * 1; all three are means over the problems. ``pull``: the strongest
-such pull, over lamb. ``objective``: the mean of the formula above, in which there is no cap. ``off lower``:
-problems whose objective is lower with the cap off. Below each setting: how far apart its three starts end.
+Twenty seeded problems ``min_w ||A w - b||^2 / 2 + lamb * sum |w|^(1/p)``, in which 5 true weights are not zero,
+solved by the ADMM with an exact W-step, with M = 1 and without a cap (M = null), at several rho / lamb (15 is
+the released code's), from three starts: the least-squares weights, random ones, zero. At "scale 1" the true
+weights have size 0.3 to 1.5, otherwise a twentieth of that. Ten seconds on one core, the same figures every time.
 
-What to expect. With the cap, and rho large enough, every start ends at the same weights, and none is held.
-With the cap off a weight that was zero once is zero for ever: from zero nothing comes back, and what survives
-from elsewhere depends on the start and on rho. But from the weights of least squares at scale 1 the cap off
-does better, in the objective and in which weights it finds: the cap changes the penalty too, into L1 below
-the knee. With rho too small for the curvature of the capped penalty its Z-steps may circle and not settle.
+Cells read ``cap / no cap``. ``settled``: problems, of 20, whose residuals fell below 1e-6. Means over the
+problems: ``kept``, weights that are not zero; ``lost``, true weights that are zero; ``held``, weights at zero
+although the loss pulls at them with more than lamb * M. ``pull``: the strongest such pull, over lamb.
+``objective``: the mean of the formula above, without any cap. ``off lower``: problems whose objective is lower
+without the cap. The line below each setting says how far apart its three starts end.
 """
 
 from __future__ import annotations
@@ -83,7 +76,7 @@ def _times(A: Tensor, w: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the ADMM ended. Z, W: (seeds, d). residual: (seeds,), the larger of primal and dual."""
+    """End of the ADMM. Z, W: (seeds, d). residual: (seeds,), the larger of primal and dual."""
 
     Z: Tensor
     W: Tensor
@@ -133,7 +126,7 @@ def row(problems: Problems, capped: Tensor, free: Tensor, lamb: float, p: float)
     scores = [problems.objective(z, lamb, p) for z in both]
     return [
         " / ".join(f"{(z != 0).sum(1).double().mean():.2f}" for z in both),
-        " / ".join(f"{each:.2f}" for each in lost),
+        " / ".join(f"{count:.2f}" for count in lost),
         " / ".join(f"{(pull > 0).sum(1).double().mean():.2f}" for pull in pulls),
         " / ".join(f"{pull.max():.1f}" for pull in pulls),
         " / ".join(f"{score.mean():.4f}" for score in scores),
@@ -143,13 +136,12 @@ def row(problems: Problems, capped: Tensor, free: Tensor, lamb: float, p: float)
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--p", type=float, default=5.0, help="the penalty is |w|^(1/p); default 5")
     p = parser.parse_args(arguments).p
     line = "{:>5} {:>8}  {:<9} {:>8} {:>12} {:>11} {:>13} {:>11} {:>17} {:>9}"
-    print(f"p = {p:g}; in each cell: cap M = 1 / cap off")
+    print(f"p = {p:g}; cells: cap M = 1 / no cap")
     print(line.format(*HEADER))
     for scale, lamb, ratio in SETTINGS:
         problems = Problems.draw(scale=scale)
@@ -160,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
             ]
             for end, outcome in zip(ends.values(), outcomes, strict=True):
                 end.append(outcome.Z)
-            settled = " / ".join(str(int((each.residual < 1e-6).sum())) for each in outcomes)
+            settled = " / ".join(str(int((outcome.residual < 1e-6).sum())) for outcome in outcomes)
             cells = row(problems, outcomes[0].Z, outcomes[1].Z, lamb, p)
             print(line.format(f"{scale:g}", ratio, name, settled, *cells))
         apart = [max((end[0] - other).abs().max().item() for other in end[1:]) for end in ends.values()]

@@ -1,18 +1,16 @@
-"""CHIP's scores by one eigendecomposition beside c + 1 singular value decompositions.
+"""Time of CHIP's scores by one eigendecomposition beside the paper's c + 1 singular value decompositions.
 
-    python benchmarks/chip_scores.py [--images 2]
+    python benchmarks/chip_scores.py [--quick]
 
-The literal form is timed on as many images as --images says, the fast one on 128; times are per image.
+Times are per image: the fast form is given 128 images, the literal one two. The last column is the largest
+difference between the two, over the norm of the maps. Two minutes on two CPU cores, half with --quick.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
-
+import timing
 import torch
+from timing import Spread
 from torch import Tensor
 
 from lpslim.pruning.criteria.chip import independence
@@ -23,7 +21,7 @@ SHAPES = {  # channels, height
     "VGG-16, third block": (256, 8),
     "VGG-16, last block": (512, 2),
 }
-ROUNDS = 3
+MANY, FEW = 128, 2
 
 
 def literal(maps: Tensor) -> Tensor:
@@ -38,37 +36,35 @@ def literal(maps: Tensor) -> Tensor:
     return whole[:, None] - torch.stack(without, dim=1)
 
 
-def seconds_per_image(score: Callable[[Tensor], Tensor], maps: Tensor) -> list[float]:
-    """Return the time of ROUNDS calls, each divided by the number of images."""
-    times = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        score(maps)
-        times.append((time.perf_counter() - began) / len(maps))
-    return times
+def measure(name: str, rounds: int) -> dict[str, object]:
+    """Return the times of one shape and the difference of the two forms."""
+    channels, side = SHAPES[name]
+    maps = torch.randn(MANY, channels, side, side).relu()
+    few = maps[:FEW]
+    error = (literal(few) - independence(few)).abs().max() / few.double().flatten(1).norm(dim=1).max()
+    works = {"literal": lambda: literal(few), "fast": lambda: independence(maps)}
+    times = timing.in_turn(works, rounds)
+    return {
+        "shape": name,
+        "literal_ms": Spread.of(1e3 * t / FEW for t in times["literal"]),
+        "fast_ms": Spread.of(1e3 * t / MANY for t in times["fast"]),
+        "ratio": Spread.of(
+            a / FEW / (b / MANY) for a, b in zip(times["literal"], times["fast"], strict=True)
+        ),
+        "difference": error.item(),
+    }
 
 
 def main() -> None:
     """Measure every shape and print one line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=2, help="images that the literal form is timed on")
-    images = parser.parse_args().images
-    torch.manual_seed(0)
-    print(f"{torch.get_num_threads()} CPU threads; ms per image: median (min to max of {ROUNDS})")
-    for name, (channels, side) in SHAPES.items():
-        maps = torch.randn(128, channels, side, side).relu()
-        few = maps[:images]
-        error = (literal(few) - independence(few)).abs().max() / few.double().flatten(1).norm(dim=1).max()
-        slow, fast = seconds_per_image(literal, few), seconds_per_image(independence, maps)
-        ratio = statistics.median(slow) / statistics.median(fast)
-        cells = [
-            f"{1e3 * statistics.median(t):8.2f} ({1e3 * min(t):.2f} to {1e3 * max(t):.2f})"
-            for t in (slow, fast)
-        ]
-        print(f"{name:<24} c={channels:<4} n={side * side:<5} literal {cells[0]}   one {cells[1]}"
-              f"   {ratio:6.0f}x   largest difference {error:.0e} of the norm")  # fmt: skip
+    options = timing.parser(__doc__).parse_args()
+    host, rows = timing.begin(options), []
+    for name in SHAPES:
+        row = measure(name, rounds=1 if options.quick else 3)
+        print(f"{name:<23} literal {row['literal_ms']} ms, fast {row['fast_ms']} ms an image, "
+              f"{row['ratio']} times, difference {row['difference']:.0e}")  # fmt: skip
+        rows.append(row)
+    timing.write(options, host, rows)
 
 
 if __name__ == "__main__":

@@ -1,171 +1,220 @@
-"""What pruning saves in time: a pruned network beside its original, in PyTorch and in ONNX Runtime.
-
-Calls of the two networks are timed in turn, pair by pair, in one process, so that a drifting machine hurts
-both alike. A round is half a second of such pairs, and its figures are their medians; the table prints the
-median of the rounds, quartiles in brackets. ``share`` is the realised speed-up over the one that the
-multiply-adds promise: 1 would be all of it. Half a minute for small images, more where a pair of calls takes
-longer than a round:
+"""Latency of a pruned network beside its original, in PyTorch and in ONNX Runtime.
 
     python benchmarks/latency.py outputs/runs/<name>/<key>/pruned --threads 2
+    python benchmarks/latency.py --targets vgg16        # rows of benchmarks/widths.csv
+    python benchmarks/latency.py                        # VGG-16 for 32x32 images, half of all channels
 
-Two networks of your own, from Python: ``benchmarks.latency.compare(model, pruned.model, image)``.
+Calls of the two networks alternate in one process, so that a drifting machine hurts both alike. A round is half a
+second of such pairs, and its figures are their medians; the table prints the median of the rounds, quartiles in
+brackets. ``share`` is the realised speed-up over the ratio of the multiply-adds: 1 is all of it.
 
-Without a network: VGG-16 for images of 32x32, every layer cut to half its channels, in three rounds.
+``--targets`` measures networks of the paper's tables (all rows, or those with the text in their name) with
+fresh weights: time depends on the widths, which widths.csv lists, and not on the weights.
 
-What to expect: the share is not 1. Narrow layers use a processor less well, and what is not a multiply-add
-is not saved in the same measure; but what is left may fit a cache that the original did not. Wide brackets
-say that the machine was busy, and the figures worth little: nothing else should run at the same time.
+From Python, for two networks of your own: ``benchmarks.latency.compare(model, pruned.model, image)``.
+
+The share is not 1: narrow layers use a processor less well, and what is not a multiply-add shrinks less; but what
+is left may fit a cache that the original did not. Wide brackets mean that the machine was busy.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parent.parent))  # run as a script, it has its own folder there alone
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # run as a script, Python looks in benchmarks/ alone
 
 import lpslim
-from benchmarks import pairs
-from benchmarks.pairs import HEADER, LINE, Networks, Row
-from lpslim.base import files
+from benchmarks import timing
+from benchmarks.timing import Spread
 from lpslim.base.errors import UserError
-from lpslim.data.splits import example as blank_input
-from lpslim.models import storage
+from lpslim.base.modules import eval_mode, example_input
+from lpslim.models import onnx, storage
 from lpslim.models.storage import Architecture
+from lpslim.pruning import cost
+
+ROUND = 0.5  # seconds
+HEADER = ("engine", "batch", "dense ms", "pruned ms", "speed-up", "FLOPs ratio", "share")
+LINE = "{:<13} {:>5} {:>24} {:>24} {:>18} {:>12} {:>6}"
+WIDTHS = Path(__file__).parent / "widths.csv"
 
 
-def half_vgg16() -> Architecture:
-    """Return VGG-16 for images of 32x32, every layer cut to half its channels."""
-    dense = Architecture("vgg", "vgg16", (3, 32, 32), {"num_classes": 10})
-    model = dense.build()
-    return replace(dense, kept={each.layer: list(range(each.size // 2)) for each in dense.units(model)})
+@dataclass(frozen=True)
+class Pair:
+    """An original and its pruned form. example: one blank input."""
+
+    dense: nn.Module
+    pruned: nn.Module
+    example: Tensor
+
+    @property
+    def flops_ratio(self) -> float:
+        """The original's multiply-adds over the pruned network's."""
+        return cost.count(self.dense, self.example).macs / cost.count(self.pruned, self.example).macs
+
+    def inputs(self, batch: int) -> Tensor:
+        """Return random images, or texts of full length."""
+        shape = self.example.shape[1:]
+        return torch.randn(batch, *shape) if len(shape) == 3 else example_input(shape, batch)
 
 
-def folder_of(path: Path) -> Path:
-    """Return the folder of a network: ``path`` itself, or ``pruned`` in a run's folder."""
-    in_run = path / "pruned"
-    return in_run if (in_run / architecture.DESCRIPTION).is_file() else path
-
-
-def load(pruned: Path | None, dense: Path | None) -> Networks:
-    """Return the two networks; the example if no folder is given.
+def from_folder(folder: Path) -> Pair:
+    """Return the network of a folder (or of ``pruned`` in it) beside its original with fresh weights.
 
     Raises:
-        UserError: a folder holds no network, or the two take inputs of different shapes.
+        UserError: there is no network, or it is one that lpslim cannot build.
     """
-    described = architecture.describe(folder_of(pruned)) if pruned else half_vgg16()
+    inner = folder / "pruned"
+    folder = inner if (inner / storage.DESCRIPTION).is_file() else folder
+    described = storage.describe(folder)
     if described.family is None:
-        raise UserError(
-            f"{pruned}: {described.name} is a network of your own, and this command cannot build it; from "
-            "Python: benchmarks.latency.compare(<the dense one>, <the pruned one>, <an image>)"
-        )
-    small = lpslim.load(folder_of(pruned)) if pruned else described.build().eval()
-    if dense:
-        other = architecture.describe(folder_of(dense)).input_shape
-        if other != described.input_shape:
-            raise UserError(f"--dense {dense}: takes inputs of {other}, not {described.input_shape}")
-        large = lpslim.load(folder_of(dense))
-    else:  # fresh weights: how long a network takes does not depend on them
-        large = replace(described, kept={}).build().eval()
-    return pairs.of(large, small, blank_input(described.input_shape))
+        raise UserError(f"{folder}: {described.name} is a network of your own: use benchmarks.latency.compare")
+    return Pair(
+        replace(described, kept={}).build(), lpslim.load(folder), example_input(described.input_shape)
+    )
+
+
+def from_widths(
+    family: str, name: str, classes: int, shape: tuple[int, ...], widths: Sequence[int] = ()
+) -> Pair:
+    """Return a network with so many units in each prunable layer (half of them if not given), fresh weights."""
+    if family == "bert":  # its configuration would come from the hub
+        arguments = {"num_classes": classes, "configuration": {"model_type": "bert"}}
+        dense = Architecture(family, name, shape, arguments)
+    else:
+        dense = storage.dense(family, name, shape, classes)
+    model = dense.build()
+    units = dense.units(model)
+    widths = widths or [each.size // 2 for each in units]
+    kept = {each.layer: list(range(width)) for each, width in zip(units, widths, strict=True)}
+    return Pair(model, replace(dense, kept=kept).build(), example_input(shape))
+
+
+def targets(text: str) -> dict[str, Callable[[], Pair]]:
+    """Return the rows of widths.csv whose name has ``text``, each as a function that builds its networks."""
+    made = {}
+    with open(WIDTHS, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            shape = tuple(int(size) for size in row["shape"].split())
+            widths = [int(width) for width in row["widths"].split()]
+            name = f"{row['experiment']}, {row['rounding']}"
+            build = partial(from_widths, row["family"], row["name"], int(row["classes"]), shape, widths)
+            made |= {name: build} if text in name else {}
+    return made
+
+
+def in_pytorch(pair: Pair) -> list[Callable[[Tensor], object]]:
+    """Return the calls of both networks in PyTorch: inference mode, channels last."""
+
+    def call(model: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs)
+
+    layout = torch.channels_last if pair.example.ndim == 4 else torch.preserve_format
+    return [partial(call, model.to(memory_format=layout)) for model in (pair.dense, pair.pruned)]
+
+
+def in_onnx_runtime(pair: Pair, threads: int) -> list[Callable[[Tensor], object]]:
+    """Return the calls of both networks in ONNX Runtime.
+
+    Raises:
+        UserError: its packages are not installed, or an exported network is not the one in PyTorch.
+    """
+    calls = []
+    with TemporaryDirectory() as folder:
+        for name, model in (("dense", pair.dense), ("pruned", pair.pruned)):
+            path = Path(folder) / f"{name}.onnx"
+            onnx.to_onnx(model, pair.example, path)
+            calls.append(partial(onnx.logits, onnx.session(path, threads)))
+    return calls
+
+
+def speed(calls: Sequence[Callable[[Tensor], object]], inputs: Tensor, rounds: int) -> list[list[float]]:
+    """Return the median milliseconds of the original, and of the pruned network, in each round."""
+    works = [partial(call, inputs) for call in calls]
+    warm = [sum(timing.seconds(work) for work in works) for _ in range(3)]
+    sides: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        times = [[timing.seconds(work) for work in works] for _ in range(max(1, int(ROUND / min(warm))))]
+        for side, values in zip(sides, zip(*times, strict=True), strict=True):
+            side.append(1e3 * median(values))
+    return sides
+
+
+def measure(pair: Pair, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Measure a pair in both engines, print the table and return its rows."""
+    print(LINE.format(*HEADER))
+    flops, rows = pair.flops_ratio, []
+    engines = {
+        "PyTorch": in_pytorch,
+        "ONNX Runtime": partial(in_onnx_runtime, threads=torch.get_num_threads()),
+    }
+    with eval_mode(pair.dense), eval_mode(pair.pruned):
+        for engine, calls_of in engines.items():
+            try:
+                calls = calls_of(pair)
+            except UserError as problem:
+                print(f"{engine}: not measured: {problem}")
+                continue
+            for batch in batches:
+                dense, pruned = speed(calls, pair.inputs(batch), rounds)
+                gain = Spread.of(before / after for before, after in zip(dense, pruned, strict=True))
+                row = {"engine": engine, "batch": batch, "dense_ms": Spread.of(dense)}
+                row |= {"pruned_ms": Spread.of(pruned), "speed_up": gain}
+                row |= {"flops_ratio": flops, "share": gain.median / flops}
+                cells = (row["dense_ms"], row["pruned_ms"], gain, f"{flops:.2f}", f"{row['share']:.2f}")
+                print(LINE.format(engine, batch, *map(str, cells)), flush=True)
+                rows.append(row)
+    return rows
 
 
 def compare(
-    dense: nn.Module,
-    pruned: nn.Module,
-    example: Tensor,
-    *,
-    batches: Sequence[int] = (1, 32),
-    rounds: int = 9,
-    threads: int | None = None,
-) -> list[Row]:
+    dense: nn.Module, pruned: nn.Module, example: Tensor, *, batches: Sequence[int] = (1, 32), rounds: int = 9
+) -> list[dict[str, Any]]:
     """Measure two networks on the CPU, print the table and return its rows; the networks stay as they are.
 
-    example: (1, C, H, W). threads: PyTorch's default if not given.
+    example: (1, C, H, W), or tokens (1, 3, L).
     """
-    before = torch.get_num_threads()
-    networks = pairs.of(copy.deepcopy(dense).cpu(), copy.deepcopy(pruned).cpu(), example.cpu())
-    torch.set_num_threads(threads or before)
-    try:
-        return measured(networks, type(dense).__name__, batches, rounds, pairs.machine())[0]
-    finally:
-        torch.set_num_threads(before)
-
-
-def positive(text: str) -> int:
-    """Read a positive whole number from the command line."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("network", type=Path, nargs="?", help="folder of a run or of a pruned network")
-    parser.add_argument("--dense", type=Path, help="folder of the original; default: rebuilt")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), metavar="N")
-    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 32], metavar="N")
-    parser.add_argument("--rounds", type=positive, metavar="N", help="default 9; 3 without a network")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to a file")
-    options = parser.parse_args(arguments)
-    if options.dense and not options.network:
-        parser.error("--dense needs a network to compare with")
-    return options
-
-
-def measured(
-    networks: Networks, title: str, batches: Sequence[int], rounds: int, host: dict[str, Any]
-) -> tuple[list[Row], str]:
-    """Measure and print; return the rows, and why ONNX Runtime's are missing if they are."""
-    print(f"{title}: inputs of {networks.shape}, {rounds} rounds")
-    print(
-        f"{host['processor']}, {host['cores']} cores, load {host['load_average']:.1f}; "
-        f"{host['threads']} threads, torch {torch.__version__}"
-    )
-    print(LINE.format(*HEADER))
-    rows, note = pairs.in_pytorch(networks, batches, rounds), ""
-    print(*rows, sep="\n", flush=True)
-    try:
-        found = pairs.in_onnx_runtime(networks, batches, rounds, host["threads"])
-        print(*found, sep="\n")
-        rows += found
-    except UserError as problem:
-        print(note := f"ONNX Runtime: not measured: {problem}")
-    return rows, note
-
-
-def report(options: argparse.Namespace) -> None:
-    """Measure, print, and write the file if one is asked for."""
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
-    networks, host = load(options.network, options.dense), pairs.machine()
-    rounds = options.rounds or (9 if options.network else 3)
-    title = str(options.network or "VGG-16, half its channels")
-    rows, note = measured(networks, title, options.batches, rounds, host)
-    if options.json:
-        costs = {"dense": asdict(networks.dense_cost), "pruned": asdict(networks.pruned_cost)}
-        found = {"network": str(options.network or ""), "machine": host, "cost": costs}
-        store.write_json(options.json, {**found, "rows": [asdict(each) for each in rows], "note": note})
+    pair = Pair(copy.deepcopy(dense).cpu(), copy.deepcopy(pruned).cpu(), example.cpu())
+    return measure(pair, batches, rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; return the exit code (2: the user's mistake)."""
+    """Measure, print and write; return the exit code (2: the user's mistake)."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("network", type=Path, nargs="?", help="folder of a run or of a pruned network")
+    parser.add_argument("--targets", nargs="?", const="", metavar="TEXT", help="rows of widths.csv")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], metavar="N")
+    options = parser.parse_args(arguments)
+    host, rows = timing.begin(options), []
     try:
-        report(parse(arguments))
+        if options.network:
+            pairs = {str(options.network): partial(from_folder, options.network)}
+        elif options.targets is not None:
+            pairs = targets(options.targets)
+        else:
+            pairs = {"VGG-16, half its channels": partial(from_widths, "vgg", "vgg16", 10, (3, 32, 32))}
+        for name, build in pairs.items():
+            print(f"\n{name}")
+            rounds = 3 if options.quick or not options.network else 9
+            rows += [{"network": name, **row} for row in measure(build(), options.batches, rounds)]
     except (UserError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    timing.write(options, host, rows)
     return 0
 
 
