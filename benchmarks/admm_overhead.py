@@ -5,7 +5,7 @@
 
 Three steps take turns in one process: one without a penalty, one with lpslim's (its gradient added after the
 backward pass), and one with the released code's loop restated: rho/2 * ||W - Z + U|| in the loss, tensor by
-tensor, through autograd, with W, Z and U kept apart. Ratios are medians over the rounds, quartiles in brackets.
+tensor, through autograd, with W, Z and U kept apart. Ratios: medians over the rounds, quartiles in brackets.
 
 ``inside`` is the time of the penalty's gradient over that of the rest of the same step. ``memory`` is what
 outlives a step (Z and V, or Z and U), ``peak`` the most bytes of tensors alive inside it beyond the plain

@@ -2,16 +2,16 @@
 
     python benchmarks/cap_off_lasso.py --p 5
 
-Twenty seeded problems ``min_w ||A w - b||^2 / 2 + lamb * sum |w|^(1/p)``, in which 5 true weights are not zero,
+Twenty seeded problems ``min_w ||A w - b||^2 / 2 + lamb * sum |w|^(1/p)`` with 5 true weights that are not zero,
 solved by the ADMM with an exact W-step, with M = 1 and without a cap (M = null), at several rho / lamb (15 is
 the released code's), from three starts: the least-squares weights, random ones, zero. At "scale 1" the true
-weights have size 0.3 to 1.5, otherwise a twentieth of that. Ten seconds on one core, the same figures every time.
+weights have size 0.3 to 1.5, else a twentieth of that. Ten seconds on one core, the same figures every time.
 
 Cells read ``cap / no cap``. ``settled``: problems, of 20, whose residuals fell below 1e-6. Means over the
 problems: ``kept``, weights that are not zero; ``lost``, true weights that are zero; ``held``, weights at zero
 although the loss pulls at them with more than lamb * M. ``pull``: the strongest such pull, over lamb.
-``objective``: the mean of the formula above, without any cap. ``off lower``: problems whose objective is lower
-without the cap. The line below each setting says how far apart its three starts end.
+``objective``: the mean of the formula above, without a cap. ``off lower``: problems whose objective is lower
+without it. The line below each setting says how far apart its three starts end.
 """
 
 from __future__ import annotations

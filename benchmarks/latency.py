@@ -4,22 +4,21 @@
     python benchmarks/latency.py --targets vgg16        # rows of benchmarks/widths.csv
     python benchmarks/latency.py                        # VGG-16 for 32x32 images, half of all channels
 
-Calls of the two networks alternate in one process, so that a drifting machine hurts both alike. A round is half a
-second of such pairs, and its figures are their medians; the table prints the median of the rounds, quartiles in
-brackets. ``share`` is the realised speed-up over the ratio of the multiply-adds: 1 is all of it.
+Calls of the two networks alternate in one process, so that a drifting machine hurts both alike. A round is half
+a second of such pairs, and its figures are their medians; the table prints the median of the rounds, quartiles
+in brackets. ``share`` is the realised speed-up over the ratio of the multiply-adds: 1 is all of it.
 
 ``--targets`` measures networks of the paper's tables (all rows, or those with the text in their name) with
 fresh weights: time depends on the widths, which widths.csv lists, and not on the weights.
 
 From Python, for two networks of your own: ``benchmarks.latency.compare(model, pruned.model, image)``.
 
-The share is not 1: narrow layers use a processor less well, and what is not a multiply-add shrinks less; but what
-is left may fit a cache that the original did not. Wide brackets mean that the machine was busy.
+The share is not 1: narrow layers use a processor less well, and what is not a multiply-add shrinks less; but
+what is left may fit a cache that the original did not. Wide brackets mean that the machine was busy.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import csv
 import sys
@@ -34,8 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))  # run as a script, Python looks in benchmarks/ alone
+sys.path.append(str(Path(__file__).parent.parent))  # run as a script, Python looks in benchmarks/ alone
 
 import lpslim
 from benchmarks import timing
@@ -81,7 +79,9 @@ def from_folder(folder: Path) -> Pair:
     folder = inner if (inner / storage.DESCRIPTION).is_file() else folder
     described = storage.describe(folder)
     if described.family is None:
-        raise UserError(f"{folder}: {described.name} is a network of your own: use benchmarks.latency.compare")
+        raise UserError(
+            f"{folder}: {described.name} is a network of your own: use benchmarks.latency.compare"
+        )
     return Pair(
         replace(described, kept={}).build(), lpslim.load(folder), example_input(described.input_shape)
     )
@@ -90,7 +90,7 @@ def from_folder(folder: Path) -> Pair:
 def from_widths(
     family: str, name: str, classes: int, shape: tuple[int, ...], widths: Sequence[int] = ()
 ) -> Pair:
-    """Return a network with so many units in each prunable layer (half of them if not given), fresh weights."""
+    """Return a network with fresh weights and so many units in each prunable layer, or half of them."""
     if family == "bert":  # its configuration would come from the hub
         arguments = {"num_classes": classes, "configuration": {"model_type": "bert"}}
         dense = Architecture(family, name, shape, arguments)

@@ -121,7 +121,7 @@ def machine() -> dict[str, Any]:
 
 
 def parser(description: str | None, name: str = "") -> argparse.ArgumentParser:
-    """Return a command line with --quick, --threads and --json (results/<name>.json; without a name: no file)."""
+    """Return a command line with --quick, --threads and --json: results/<name>.json, or no file."""
     plain = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(description=description, formatter_class=plain)
     made.add_argument("--quick", action="store_true", help="fewer rounds: less than two minutes")
@@ -135,10 +135,9 @@ def begin(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     host = machine()
-    print(
-        f"{host['accelerator'] or host['processor']}, {host['cores']} cores, load {host['load_average']:.1f}; "
-        f"{host['threads']} threads, torch {host['torch']}"
-    )
+    device = host["accelerator"] or host["processor"]
+    print(f"{device}, {host['cores']} cores, load {host['load_average']:.1f}; "
+          f"{host['threads']} threads, torch {host['torch']}")  # fmt: skip
     return host
 
 

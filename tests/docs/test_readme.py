@@ -1,89 +1,130 @@
-"""Every command and snippet that README shows is tried, every file that it names exists."""
+"""Commands, Python blocks and links of README and of the other pages: they work as printed."""
 
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 import lpslim
-from lpslim.cli import checked
-from lpslim.models import onnx, storage
-from lpslim.models.storage import Architecture
+from lpslim.experiment import checks
 from tests.composing import ROOT, composed
 
-README = (ROOT / "README.md").read_text()
-SWEEPS = (ROOT / "docs" / "sweeps.md").read_text()
-COMMANDS = sorted(
-    {c for c in re.findall(r"python run\.py [^`\n#]+", README + SWEEPS) if not c.endswith("...")}
-)
-TARGETS = sorted(set(re.findall(r"make ([a-z0-9-]+)", README)))
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+]
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+EVERYTHING = "\n".join(TEXTS.values())
+RUNS = sorted(set(re.findall(r"run\.py ([^`\n#]+)", EVERYTHING)))
+TARGETS = sorted(set(re.findall(r"`?(?:\$ )?make ([a-z][a-z0-9-]+)", EVERYTHING)))
+MODULES = sorted(set(re.findall(r"python -m ((?:lpslim|reproduce)[a-z_.]*)", EVERYTHING)))
+SCRIPTS = sorted(set(re.findall(r"python (benchmarks/\w+\.py)", EVERYTHING)))
+FLAGS = ("-m", "--help", "--dry-run", "...")
 
 
-def first_of_each(words: list[str]) -> list[str]:
-    """A sweep's first job, whatever launches it."""
-    parsed = OverridesParser.create().parse_overrides(
-        [w for w in words if w not in ("-m", "--help", "--dry-run") and not w.startswith("hydra")]
-    )
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL)
+
+
+def first_job(command: str) -> list[str]:
+    """Return the overrides of a command's first job, with a real path where the page has a placeholder."""
+    words = [w for w in shlex.split(re.sub(r"<[^>]+>", "somewhere", command)) if w not in FLAGS]
+    parsed = OverridesParser.create().parse_overrides([w for w in words if not w.startswith(("hydra", "'+"))])
+    first = (next(o.sweep_string_iterator()) if o.is_sweep_override() else None for o in parsed)
     return [
-        f"{o.key_or_group}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else o.input_line
-        for o in parsed
+        o.input_line if one is None else f"{o.key_or_group}={one}"
+        for o, one in zip(parsed, first, strict=True)
     ]
 
 
-def test_readme_shows_commands_targets_and_snippets():
-    assert len(COMMANDS) >= 5
-    assert {"reproduce", "test", "tables", "plots", "reproduce-table-vgg16", "setup"} <= set(TARGETS)
-    assert len(SNIPPETS) == 3
+def test_the_pages_show_what_is_tested_here():
+    assert len(RUNS) >= 15
+    assert {"reproduce", "test", "tables", "plots", "verify", "compare", "reproduce-table-vgg16"} <= set(
+        TARGETS
+    )
+    assert {"lpslim.models.onnx", "reproduce.tables"} & set(MODULES)
+    assert len(blocks("README.md")) == 1
+    assert len(blocks("docs/method.md")) == 1
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_run_command_composes_and_passes_its_checks(command):
-    checked(composed(*first_of_each(shlex.split(command)[2:])))
+@pytest.mark.parametrize("command", [run for run in RUNS if "glob(" not in run and "log_sum" not in run])
+def test_a_run_command_composes_and_passes_its_checks(command):
+    checks.check(OmegaConf.to_object(composed(*first_job(command))))
+
+
+def test_the_help_lists_groups_and_knobs():
+    shown = subprocess.run(
+        [sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for word in ("model", "regularizer", "resnet20", "p=5", "M=1", "target_flops", "make_no_such"):
+        assert (word in shown.stdout) == (word != "make_no_such"), word
+
+
+def test_a_dry_run_plans_without_training(tmp_path):
+    command = [
+        sys.executable,
+        "run.py",
+        "model=vgg_small",
+        "ratio=0.5",
+        "--dry-run",
+        f"work_dir={tmp_path}/work",
+    ]
+    shown = subprocess.run(
+        [*command, f"results_dir={tmp_path}/results"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    for stage in ("baseline", "sparsify", "prune", "finetune"):
+        assert stage in shown.stdout
+    assert not list((tmp_path / "work").glob("stages/*/*"))
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_make_target_exists(target):
-    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+def test_a_make_target_exists(target):
+    done = subprocess.run(["make", "-n", target, "NETWORK=x"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_loading_snippet_loads(tmp_path):
-    model = Architecture("vgg", "vgg_small", (3, 32, 32), {"num_classes": 10, "in_channels": 3})
-    architecture.save(tmp_path, model.build(), model)
-    names: dict = {}
-    exec(re.sub(r'"outputs/[^"]*"', repr(str(tmp_path)), SNIPPETS[0]), names)
-    assert names["model"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_the_command_line_it_is_shown_with(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for option in re.findall(rf"python -m {re.escape(module)} [^`\n]*?(--\w+)", EVERYTHING):
+        assert option in done.stdout
 
 
-def test_the_pruning_snippet_prunes(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_benchmark_explains_itself(script):
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert script in done.stdout
+
+
+def test_the_library_in_ten_lines_prunes_saves_loads_and_exports(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     tuned: list = []
-    offline = SNIPPETS[1].replace('weights="DEFAULT"', "weights=None")
+    code = blocks("README.md")[0].replace('weights="DEFAULT"', "weights=None")
+    code = code.replace("1, 3, 224, 224", "1, 3, 64, 64")
     names: dict = {"fine_tune": tuned.append}
-    exec(offline, names)
+    exec(code, names)
     pruned, again = names["pruned"], names["again"]
     assert tuned == [pruned.model]
     assert pruned.pruned.macs < 0.55 * pruned.dense.macs
-    assert all(
-        torch.equal(value, again.state_dict()[key]) for key, value in pruned.model.state_dict().items()
-    )
-    assert export.compare(pruned.model, names["image"], tmp_path / "smaller.onnx").holds
-    (call,) = re.findall(r"`(benchmarks\.latency\.compare\(.*?)\)`", README)
-    capsys.readouterr()
-    exec(f"import benchmarks.latency; {call}, batches=[1], rounds=1)", names)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
-        "engine",
-        "PyTorch",
-        "ONNX",
-    ]
+    assert pruned.model.features[18][0].out_channels == names["model"].features[18][0].out_channels
+    state = again.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in pruned.model.state_dict().items())
+    assert (tmp_path / "smaller.onnx").stat().st_size > 0
 
 
-def test_the_training_snippet_trains(capsys):
+def test_the_admm_in_a_loop_of_ones_own_regularises(capsys):
     model = torch.nn.Linear(4, 3)
     names = {
         "model": model,
@@ -92,55 +133,45 @@ def test_the_training_snippet_trains(capsys):
         "loss_of": F.cross_entropy,
     }
     before = model.weight.detach().clone()
-    exec(SNIPPETS[2], names)
+    exec(blocks("docs/method.md")[0], names)
     assert not torch.equal(before, model.weight)
-    assert "Residuals(primal=" in capsys.readouterr().out
+    assert "sparsity=" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-)
-def test_links_and_named_files_exist(page):
-    text = (ROOT / page).read_text()
-    home = (ROOT / page).parent
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link.startswith("http") or (home / link).exists(), link
-    if page == "README.md":
-        for row in re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE):
-            folder = ""
-            for name in re.findall(r"`([^` ]+)`", row):
-                path = name if "/" in name or (ROOT / name).exists() else f"{folder}{name}"
-                folder = (
-                    path[: path.rfind("/") + 1] if not path.endswith("/") else path.rsplit("/", 2)[0] + "/"
-                )
-                if re.search(r"\.(py|yaml|md)$|/$", path):
-                    assert (ROOT / path).exists() or (ROOT / "src/lpslim" / name).exists(), path
+def test_the_encoder_block_reads_a_saved_network_and_its_tokenizer(tmp_path):
+    from lpslim.models import family, storage
+
+    architecture = storage.dense("bert", "tiny", (3, 16), 2)
+    storage.write(tmp_path, architecture.build(), architecture)
+    family.get("bert").save_tokenizer(tmp_path, "tiny")
+    names: dict = {}
+    exec(re.sub(r'"outputs/[^"]*"', repr(str(tmp_path)), blocks("docs/bert.md")[0]), names)
+    assert names["logits"].shape == (1, 2)
 
 
-def test_the_package_exports_what_readme_uses():
-    assert lpslim.load is architecture.load
-    assert all(callable(getattr(lpslim, name)) for name in ("prune", "save", "load"))
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_anchors_lead_somewhere(page):
+    for link, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", TEXTS[page]):
+        if link.startswith("http"):
+            continue
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, (
+                anchor
+            )
 
 
-def planned(*words):
-    done = subprocess.run(
-        ["make", "-n", "-o", ".venv/.installed", *words], cwd=ROOT, capture_output=True, text=True
-    )
-    return [line for line in done.stdout.splitlines() if "run.py -m" in line and "--dry-run" not in line]
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page):
+    for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|csv|json))", TEXTS[page]):
+        if "log_sum" not in path:
+            assert any((ROOT / root / path).exists() for root in ("", "src/lpslim", "src")), path
 
 
-def test_the_small_tasks_of_glue_get_five_seeds_whatever_becomes_of_the_others():
-    first, more = planned("reproduce-table-bert", "PROFILE=paper")
-    assert "seed=0,1,2 " in first
-    assert first.endswith("|| ended=$?; \\")
-    assert "bert_glue=rte,mrpc,cola,stsb' profile=paper seed=3,4 " in more
-    assert more.endswith("|| ended=$?; exit $ended")
-
-
-def test_seeds_and_settings_of_a_table_are_the_users():
-    (only,) = planned("reproduce-table-bert", "PROFILE=paper", "SEEDS=7", "ARGS=dataset.root=/data")
-    assert "seed=7 " in only
-    assert " dataset.root=/data " in only
-    (smoke,) = planned("reproduce-table-vgg16", "PROFILE=smoke")
-    assert "profile=smoke seed=0 " in smoke
-    assert "results_dir=outputs/smoke " in smoke
+def test_every_package_has_its_line():
+    rows = set(re.findall(r"^\| `(\w+)` \|", TEXTS["README.md"], re.MULTILINE))
+    packages = {path.parent.name for path in (ROOT / "src" / "lpslim").glob("*/__init__.py")}
+    assert rows == packages
+    assert all(getattr(lpslim, name) for name in ("prune", "save", "load", "to_onnx"))
