@@ -7,7 +7,7 @@ second. Embeddings, pooler and the residual stream keep their width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lpslim.base.errors import UserError
 from lpslim.models import encoders
 from lpslim.models.family import Family
-from lpslim.pruning.units import Prunable, Units
+from lpslim.pruning.units import Units
 
 
 class Classifier(nn.Module):
@@ -34,8 +34,7 @@ class Classifier(nn.Module):
         ids, mask, types = packed.unbind(1)
         if self.transformer.config.type_vocab_size < 2:  # RoBERTa has one type of token
             types = torch.zeros_like(types)
-        logits: Tensor = self.transformer(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
-        return logits
+        return self.transformer(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
 
 
 class BertFamily(Family):
@@ -44,59 +43,37 @@ class BertFamily(Family):
     input = "text"
 
     def build(self, name: str, *, num_classes: int, configuration: Mapping[str, Any]) -> nn.Module:
-        """Build the network that a configuration describes, with random weights.
-
-        Raises:
-            UserError: it describes none of this family; see :func:`lpslim.models.encoders.check`.
-        """
+        """Return a network with random weights; UserError as :func:`encoders.check`."""
         return Classifier(encoders.classifier(configuration, num_classes))
 
     def arguments(self, name: str, shape: Sequence[int]) -> dict[str, Any]:
-        """Return the encoder's configuration.
-
-        Raises:
-            UserError: see :func:`lpslim.models.encoders.configuration`.
-        """
+        """Return the encoder's configuration; UserError if it cannot be found."""
         return {"configuration": encoders.configuration(name)}
 
     def units(self, model: nn.Module, example: Tensor | None = None) -> list[Units]:
         """Return the heads and the neurons of every layer; nothing is traced."""
         units = []
-        for name, layer in _layers(model):
-            attention = f"{name}.attention.self"
-            projections = tuple(f"{attention}.{part}" for part in ("query", "key", "value"))
-            output = f"{name}.attention.output.dense"
-            heads, head_dim = (
-                layer.attention.self.num_attention_heads,
-                layer.attention.self.attention_head_size,
-            )
-            scored_by = (*((projection, 0) for projection in projections), (output, 1))
+        for name, layer in model.named_modules():
+            if not {"attention", "intermediate", "output"} <= {part for part, _ in layer.named_children()}:
+                continue
+            attention: Any = layer.get_submodule("attention.self")
+            heads, head_dim = attention.num_attention_heads, attention.attention_head_size
+            rows = tuple(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
+            columns = f"{name}.attention.output.dense"
+            scored_by = (*((row, 0) for row in rows), (columns, 1))
             units.append(
-                Units(
-                    projections[0],
-                    heads,
-                    False,
-                    projections,
-                    (output,),
-                    head_dim=head_dim,
-                    scored_by=scored_by,
-                )
+                Units(rows[0], heads, False, rows, (columns,), head_dim=head_dim, scored_by=scored_by)
             )
             first, second = f"{name}.intermediate.dense", f"{name}.output.dense"
-            neurons = layer.intermediate.dense.out_features
+            neurons = len(model.get_parameter(f"{first}.weight"))
             scored_by = ((first, 0), (second, 1))
             units.append(Units(first, neurons, False, (first,), (second,), scored_by=scored_by))
         return units
 
-    def prunable(self, model: nn.Module) -> list[Prunable]:
-        """Return the first layer of every unit: query projections and first matrices."""
-        return [Prunable(units.layer) for units in self.units(model)]
-
     def cut(self, model: nn.Module, example: Tensor | None, kept: Mapping[str, Sequence[int]]) -> None:
-        """Remove, in place, the units that are not in ``kept`` (layer name -> original indices).
+        """Remove, in place, the units not in ``kept`` (layer -> original indices).
 
-        Raises:
-            UserError: a name is none of the units', or indices are not a sorted, non-empty choice.
+        UserError, and nothing removed, for a layer without units, or indices that are no choice of them.
         """
         by_layer = {units.layer: units for units in self.units(model)}
         for layer, chosen in kept.items():
@@ -108,68 +85,46 @@ class BertFamily(Family):
             index = torch.tensor(
                 [unit * units.head_dim + i for unit in chosen for i in range(units.head_dim)]
             )
-            for name in units.producers:
-                _slice(model.get_submodule(name), index, axis=0)
-            for name in units.consumers:
-                _slice(model.get_submodule(name), index, axis=1)
-            attention: Any = model.get_submodule(layer.rpartition(".")[0])
+            for axis, names in enumerate((units.producers, units.consumers)):
+                for name in names:
+                    _slice(model.get_submodule(name), index, axis)
             if layer.endswith(".query"):
-                attention.num_attention_heads = len(chosen)
-                attention.all_head_size = len(index)
+                attention: Any = model.get_submodule(layer.removesuffix(".query"))
+                attention.num_attention_heads, attention.all_head_size = len(chosen), len(index)
 
     def weights_identity(self, name: str, weights: str) -> str:
-        """Return the SHA-256 of a local file of weights, or the hub's revision."""
+        """Return the SHA-256 of a local file, or the hub's revision; UserError if there is neither."""
         return encoders.identity(weights)
 
     def load_weights(self, model: Any, name: str, weights: str) -> None:
-        """Copy a pretrained encoder's weights into a network; the head gets random ones.
-
-        Raises:
-            UserError: they cannot be found, or are of another network.
-        """
+        """Copy an encoder's weights into a network, with a new random head; UserError if they do not fit."""
         loaded = encoders.encoder(weights, model.transformer.config)
         model.transformer.load_state_dict(loaded.state_dict())
 
     def check(self, model: Any, data: Any) -> None:
-        """Refuse texts in the tokens of another vocabulary.
-
-        Raises:
-            UserError: a token's number is beyond the network's vocabulary.
-        """
+        """Raise UserError for texts in the tokens of another vocabulary."""
         size = model.transformer.config.vocab_size
         last = max(int(split.ids.max()) for split in (data.train, data.val, data.test))
         if last >= size:
             raise UserError(
-                f"dataset.tokenizer: has a token {last}, but the network's vocabulary has {size}: "
-                "it belongs to another network"
+                f"dataset.tokenizer: has a token {last}, but the network's vocabulary only {size}"
             )
 
     def save_tokenizer(self, folder: Path, tokenizer: str) -> None:
-        """Write the tokenizer beside a saved network: ``AutoTokenizer.from_pretrained(folder)`` reads it.
-
-        Raises:
-            UserError: it cannot be found.
-        """
+        """Write the tokenizer beside a saved network: ``AutoTokenizer.from_pretrained(folder)`` reads it."""
         encoders.tokenizer(tokenizer).save_pretrained(folder)
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, module in model.named_modules():
-        if {"attention", "intermediate", "output"} <= dict(module.named_children()).keys():
-            yield name, module
 
 
 def _slice(linear: Any, index: Tensor, axis: int) -> None:
     """Keep rows (axis 0: outputs) or columns (axis 1: inputs) of a linear layer, in place."""
-    index = index.to(linear.weight.device)
-    linear.weight = _parameter(linear.weight, index, axis)
+
+    def kept(old: Tensor) -> nn.Parameter:
+        return nn.Parameter(old.detach().index_select(axis, index.to(old.device)), old.requires_grad)
+
+    linear.weight = kept(linear.weight)
     if axis == 0 and linear.bias is not None:
-        linear.bias = _parameter(linear.bias, index, 0)
+        linear.bias = kept(linear.bias)
     linear.out_features, linear.in_features = linear.weight.shape
-
-
-def _parameter(old: Tensor, index: Tensor, axis: int) -> nn.Parameter:
-    return nn.Parameter(old.detach().index_select(axis, index), requires_grad=old.requires_grad)
 
 
 family = BertFamily()

@@ -1,9 +1,8 @@
 """CIFAR-style residual networks (He et al. 2016, sec. 4.2, doi:10.1109/CVPR.2016.90).
 
-Depth 6n + 2, three stages of n blocks with 16, 32 and 64 channels. The shortcut
-between stages has no parameters ("option A": every second pixel, zero-padded
-channels). State-dict names follow the widely used public implementations
-(``conv1``, ``bn1``, ``layer1.0.conv1``, ..., ``linear``).
+Depth 6n + 2, three stages of n blocks with 16, 32 and 64 channels. The shortcut between stages has no
+parameters ("option A": every second pixel, zero-padded channels). State-dict names follow the public
+implementations (``conv1``, ``bn1``, ``layer1.0.conv1``, ..., ``linear``).
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Block(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """Input (batch, in_channels, height, width), output (batch, num_classes) logits."""
+    """Maps images (batch, in_channels, height, width) to logits (batch, num_classes)."""
 
     def __init__(self, depth: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -69,20 +68,18 @@ def _stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.
 
 
 class ResNetCifarFamily(Family):
-    """``resnet20`` to ``resnet110``."""
+    """``resnet20`` to ``resnet110``; the first convolution of every block is prunable."""
 
     names = tuple(DEPTHS)
     aliases = (("fc.", "linear."),)
 
     def build(self, name: str, *, num_classes: int, in_channels: int = 3) -> ResNetCifar:
-        """Build a network with random weights (He initialisation)."""
+        """Return a network with random weights (He initialisation)."""
         return ResNetCifar(DEPTHS[name], num_classes, in_channels)
 
     def prunable(self, model: nn.Module) -> list[Prunable]:
-        """Return the first convolution of every block; the residual stream keeps its width."""
-        return [
-            Prunable(f"{name}.conv1") for name, module in model.named_modules() if isinstance(module, Block)
-        ]
+        """Return the first convolution of every block: residual streams keep their width."""
+        return [Prunable(f"{name}.conv1") for name, part in model.named_modules() if isinstance(part, Block)]
 
 
 family = ResNetCifarFamily()

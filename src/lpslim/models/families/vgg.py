@@ -1,8 +1,7 @@
 """VGG with batch-norm for small images (Simonyan and Zisserman 2015, arXiv:1409.1556).
 
-The form that the CIFAR literature uses: the convolutions of VGG, each with batch-norm, then one
-linear layer. State-dict names follow the widely used public implementations (``features.N``,
-``classifier``).
+The form that the CIFAR literature uses: the convolutions of VGG, each with batch-norm, then one linear
+layer. State-dict names follow the public implementations (``features.N``, ``classifier``).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ WIDTHS = {
 
 
 class VGG(nn.Module):
-    """Input (batch, in_channels, height, width), output (batch, num_classes) logits."""
+    """Maps images (batch, in_channels, height, width) to logits (batch, num_classes)."""
 
     def __init__(self, widths: tuple[int, ...], num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -46,12 +45,12 @@ class VGG(nn.Module):
 
 
 class VGGFamily(Family):
-    """``vgg16``, ``vgg19`` and ``vgg_small`` (6 convolutions)."""
+    """``vgg16``, ``vgg19`` and ``vgg_small`` (6 convolutions); every convolution is prunable."""
 
     names = tuple(WIDTHS)
 
     def build(self, name: str, *, num_classes: int, in_channels: int = 3) -> VGG:
-        """Build a network with random weights (He initialisation)."""
+        """Return a network with random weights (He initialisation)."""
         return VGG(WIDTHS[name], num_classes, in_channels)
 
     def prunable(self, model: nn.Module) -> list[Prunable]:
