@@ -1,7 +1,7 @@
-"""One counting rule: multiply-adds of convolution and linear layers, all parameters.
+"""One counting rule: multiply-adds of convolution and linear layers, and all parameters.
 
-Batch-norm, activations, pooling, biases and additions count nothing in the multiply-adds
-("FLOPs" in the tables). Every parameter of the network counts in the parameters.
+Batch-norm, activations, pooling, biases and additions count nothing in the multiply-adds ("FLOPs" in the
+tables). Every parameter of the network counts in the parameters.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import evaluating
+from lpslim.pruning.feature_maps import watched
 from lpslim.pruning.units import Units
 
-# Layers with a weight per channel, or several, that go with the channel
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
-COUNTED = (nn.Conv2d, nn.Linear, *NORMS)
+# Convolutions, linear layers, and all with parameters per channel, which go with the channel
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+COUNTED = (nn.Conv2d, nn.Linear, *BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.PReLU)
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """The factors of one layer's cost: macs = positions * kernel * fan_in * out.
-
-    ``kernel`` is the kernel's area, ``fan_in`` the input channels that one filter reads (1
-    if depthwise), ``vectors`` the parameters per output channel besides the filter (bias,
-    batch-norm scale and shift).
-    """
+    """The factors of one layer's cost: macs = positions * kernel * fan_in * out."""
 
     name: str
     positions: int
-    kernel: int
-    fan_in: int
+    kernel: int  # its area
+    fan_in: int  # input channels that one filter reads: 1 if depthwise
     out: int
-    vectors: int
+    vectors: int  # parameters per output channel besides the filter: bias, batch-norm scale and shift
 
     def cost(self, fan_in: int, out: int) -> Cost:
         """Return the cost with other widths."""
@@ -56,90 +52,82 @@ def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
     """Return every convolution, linear layer and norm, measured on one forward pass.
 
     A layer that is called several times is one entry, at the positions of all calls together.
-    example: one input of the network, on its device. The model's mode is kept.
+    example: one input of the network, on its device.
 
     Raises:
         UserError: a convolution or linear layer is not called as such, so that its cost is unknown.
     """
-    found: dict[str, LayerCost] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, COUNTED):
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, COUNTED)}
+    costs: dict[str, LayerCost] = {}
 
-            def record(module: nn.Module, _: tuple[Tensor, ...], out: Tensor, name: str = name) -> None:
-                each, before = _describe(name, module, out), found.get(name)
-                positions = each.positions + (before.positions if before else 0)
-                found[name] = replace(each, positions=positions)
+    def record(name: str, out: Tensor) -> None:
+        layer, before = _describe(name, modules[name], out), costs.get(name)
+        costs[name] = replace(layer, positions=layer.positions + before.positions) if before else layer
 
-            handles.append(module.register_forward_hook(record))
-    try:
-        with evaluating(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and name not in found:
+    with watched(model, modules, record):
+        model(example)
+    for name, module in modules.items():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in costs:
             raise UserError(f"layer {name!r}: is not called by itself: its multiply-adds cannot be counted")
-    return list(found.values())
+    return list(costs.values())
 
 
 def _describe(name: str, module: nn.Module, out: Tensor) -> LayerCost:
-    if not isinstance(module, nn.Conv2d | nn.Linear):
-        shared = isinstance(module, nn.PReLU) and module.num_parameters == 1  # one slope for all channels
-        own = [] if shared else list(module.parameters(recurse=False))
-        return LayerCost(name, 0, 0, 0, own[0].numel() if own else 0, len(own))
-    vectors = int(module.bias is not None)
     if isinstance(module, nn.Conv2d):
-        area = module.kernel_size[0] * module.kernel_size[1]
-        fan_in = module.in_channels // module.groups
-        return LayerCost(name, out.shape[-2] * out.shape[-1], area, fan_in, module.out_channels, vectors)
-    assert isinstance(module, nn.Linear)
-    positions = out[0, ..., 0].numel()
-    return LayerCost(name, positions, 1, module.in_features, module.out_features, vectors)
+        positions, area = out.shape[-2] * out.shape[-1], module.kernel_size[0] * module.kernel_size[1]
+        fan_in, biases = module.in_channels // module.groups, int(module.bias is not None)
+        return LayerCost(name, positions, area, fan_in, module.out_channels, biases)
+    if isinstance(module, nn.Linear):
+        positions, biases = out[0, ..., 0].numel(), int(module.bias is not None)
+        return LayerCost(name, positions, 1, module.in_features, module.out_features, biases)
+    shared = isinstance(module, nn.PReLU) and module.num_parameters == 1  # one slope for all channels
+    vectors = [] if shared else list(module.parameters(recurse=False))
+    return LayerCost(name, 0, 0, 0, vectors[0].numel() if vectors else 0, len(vectors))
+
+
+def parameters(model: nn.Module) -> int:
+    """Return the number of all parameters of a network."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count(model: nn.Module, example: Tensor) -> Cost:
-    """Return the cost of a network as it stands. example: (1, C, H, W)."""
-    macs = sum(each.cost(each.fan_in, each.out).macs for each in layer_costs(model, example))
-    return Cost(macs, sum(p.numel() for p in model.parameters()))
+    """Return the cost of a network as it stands. example: one input of the network."""
+    return CostModel(layer_costs(model, example), [], parameters(model)).dense
 
 
 class CostModel:
-    """What a network would cost with fewer units, without building it.
+    """Cost of a network with fewer units, without building it.
 
-    Args:
-        layers: of :func:`layer_costs` on the dense network.
-        units: the prunable layers, with the layers that each shrinks.
-        params: the parameters of the dense network, all of them.
+    layers: of :func:`layer_costs` on the dense network. units: the prunable layers, with the layers that each
+    shrinks. params: all parameters of the dense network.
     """
 
     def __init__(self, layers: Sequence[LayerCost], units: Sequence[Units], params: int) -> None:
         self.layers, self.units = list(layers), list(units)
-        self.producer = {name: i for i, each in enumerate(units) for name in each.producers}
-        self.consumer = {name: i for i, each in enumerate(units) for name in each.consumers}
-        counted = [each.cost(each.fan_in, each.out) for each in self.layers]
+        self.producer = {name: i for i, unit in enumerate(units) for name in unit.producers}
+        self.consumer = {name: i for i, unit in enumerate(units) for name in unit.consumers}
+        counted = [layer.cost(layer.fan_in, layer.out) for layer in self.layers]
         self.dense = Cost(sum(cost.macs for cost in counted), params)
         self.uncounted = params - sum(cost.params for cost in counted)
 
-    def __call__(self, kept: Sequence[int]) -> Cost:
-        """Return the cost with ``kept[i]`` units in layer i."""
+    def __call__(self, widths: Sequence[int]) -> Cost:
+        """Return the cost with ``widths[i]`` units in layer i."""
         macs, params = 0, self.uncounted
         for layer in self.layers:
-            fan_in = self._width(layer.fan_in, self.consumer.get(layer.name), kept)
-            out = self._width(layer.out, self.producer.get(layer.name), kept)
+            fan_in = self._channels(layer.fan_in, self.consumer.get(layer.name), widths)
+            out = self._channels(layer.out, self.producer.get(layer.name), widths)
             cost = layer.cost(fan_in, out)
             macs, params = macs + cost.macs, params + cost.params
         return Cost(macs, params)
 
-    def _width(self, dense: int, unit: int | None, kept: Sequence[int]) -> int:
+    def _channels(self, dense: int, unit: int | None, widths: Sequence[int]) -> int:
         # a flattened feature map feeds several inputs of a linear layer per channel
-        return dense if unit is None else dense // self.units[unit].size * kept[unit]
+        return dense if unit is None else dense // self.units[unit].size * widths[unit]
 
-    def flops_drop(self, kept: Sequence[int]) -> float:
-        """Return the share of the dense multiply-adds that is gone with ``kept[i]`` units in layer i."""
-        return 1 - self(kept).macs / self.dense.macs
+    def flops_drop(self, widths: Sequence[int]) -> float:
+        """Return the share of the dense multiply-adds that is gone with ``widths[i]`` units in layer i."""
+        return 1 - self(widths).macs / self.dense.macs
 
-    def params_drop(self, kept: Sequence[int]) -> float:
-        """Return the share of the dense parameters that is gone with ``kept[i]`` units in layer i."""
-        return 1 - self(kept).params / self.dense.params
+    def params_drop(self, widths: Sequence[int]) -> float:
+        """Return the share of the dense parameters that is gone with ``widths[i]`` units in layer i."""
+        return 1 - self(widths).params / self.dense.params

@@ -1,13 +1,16 @@
-"""From scores to the units that stay: one global order, floors per layer, a ratio or a target.
+"""From scores to the units that stay: one global order, floors per layer, and a ratio or a target.
 
-Pure functions. All units of all layers are ranked together; the lowest go first, except
-where a layer has reached its floor (Ji et al. 2025).
+All units of all layers are ranked together; the lowest go first, except where a layer has reached its floor
+(Ji et al. 2025). Inside a layer the lowest always go first, so a choice is known by its widths: the number of
+units that each layer keeps.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +19,7 @@ from lpslim.base.errors import UserError
 from lpslim.pruning.units import Units
 
 TOLERANCE = 0.003  # of the dense cost: 0.3 points
+Kept = dict[str, list[int]]
 
 
 def minmax(values: Tensor) -> Tensor:
@@ -25,7 +29,7 @@ def minmax(values: Tensor) -> Tensor:
 
 
 def uniform(values: Tensor) -> Tensor:
-    """Return the share of the values (n,) that lie below each: the same share of every layer then goes."""
+    """Return the share of the values (n,) below each value: every layer then loses the same share."""
     return values.argsort(stable=True).argsort().double() / len(values)
 
 
@@ -34,152 +38,132 @@ def raw(values: Tensor) -> Tensor:
     return values
 
 
-# How scores of different layers are put on one scale
-ACROSS: dict[str, Callable[[Tensor], Tensor]] = {"minmax": minmax, "uniform": uniform, "raw": raw}
-Kept = dict[str, list[int]]
-Drop = Callable[[Sequence[int]], float]
+SCORE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {"minmax": minmax, "uniform": uniform, "raw": raw}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A share of the dense cost to remove, and its setting, key and value as typed, for messages."""
+
+    setting: str
+    share: float
+    drop: Callable[[Sequence[int]], float]  # widths -> the share that is gone
+    tolerance: float = TOLERANCE
+    dense: int = 0  # the dense network's parameters, where the value is the number to be left
+
+    def met(self, widths: Sequence[int]) -> bool:
+        """Return whether the drop at these widths is within the tolerance."""
+        return abs(self.drop(widths) - self.share) <= self.tolerance
+
+    def shown(self, share: float) -> str:
+        """Return a share as a value of the setting: itself, or the number of parameters left."""
+        return str(math.ceil((1 - share) * self.dense)) if self.dense else f"{share:.4f}"
 
 
 def floors(units: Sequence[Units], *, adjust: float, floor: float) -> list[int]:
-    """Return how many units each layer keeps at least: a rounded-down share, never none."""
-    return [max(1, int((adjust if each.sensitive else floor) * each.size + 1e-9)) for each in units]
-
-
-class Ranking:
-    """Every unit of every layer, from the lowest score to the highest (ties: first layer first).
-
-    Args:
-        scores: per layer, a tensor (units,).
-        least: per layer, how many units stay whatever their score.
-        steps: per layer, of how many units what stays is a multiple, unless all stay; default 1.
-    """
-
-    def __init__(
-        self, scores: Sequence[Tensor], least: Sequence[int], steps: Sequence[int] | None = None
-    ) -> None:
-        self.sizes = [len(each) for each in scores]
-        self.least = list(least)
-        self.steps = list(steps or [1] * len(self.sizes))
-        layer = torch.cat([torch.full((n,), i) for i, n in enumerate(self.sizes)])
-        index = torch.cat([torch.arange(n) for n in self.sizes])
-        order = torch.cat([each.double().cpu() for each in scores]).argsort(stable=True)
-        self.order = list(zip(layer[order].tolist(), index[order].tolist(), strict=True))
-
-    def remove(self, lowest: int) -> list[set[int]]:
-        """Return per layer which units go when the ``lowest`` units do, floors and steps observed."""
-        gone: list[list[int]] = [[] for _ in self.sizes]
-        for layer, index in self.order[:lowest]:
-            if len(gone[layer]) < self.sizes[layer] - self.least[layer]:
-                gone[layer].append(index)
-        left = (
-            _rounded(size - len(each), size, step)
-            for each, size, step in zip(gone, self.sizes, self.steps, strict=True)
-        )
-        return [set(each[: size - n]) for each, size, n in zip(gone, self.sizes, left, strict=True)]
-
-    def counts(self, gone: Sequence[set[int]]) -> list[int]:
-        """Return per layer how many units are left."""
-        return [size - len(each) for size, each in zip(self.sizes, gone, strict=True)]
-
-    def kept(self, units: Sequence[Units], gone: Sequence[set[int]]) -> Kept:
-        """Return per layer name the sorted indices that are left."""
-        return {
-            each.layer: [i for i in range(each.size) if i not in lost]
-            for each, lost in zip(units, gone, strict=True)
-        }
-
-
-def strongest(units: Sequence[Units], scores: Sequence[Tensor], widths: Sequence[int]) -> Kept:
-    """Keep in each layer the ``widths[i]`` units of the highest scores (ties: the first)."""
-    orders = (s.argsort(descending=True, stable=True) for s in scores)
-    return {
-        each.layer: order[:width].sort().values.tolist()
-        for each, order, width in zip(units, orders, widths, strict=True)
-    }
+    """Return the units that each layer keeps at least: a rounded-down share, never none."""
+    return [max(1, int((adjust if unit.sensitive else floor) * unit.size + 1e-9)) for unit in units]
 
 
 def fewest(units: Sequence[Units], least: Sequence[int], round_to: int) -> list[int]:
-    """Return how many units each layer keeps at least: ``least``, or up to ``round_to``'s next multiple."""
-    steps = _steps(units, round_to)
-    return [_rounded(n, each.size, step) for n, each, step in zip(least, units, steps, strict=True)]
+    """Return ``least`` units per layer, rounded up to a multiple of ``round_to`` channels, or all."""
+    channels = [unit.groups * unit.head_dim for unit in units]
+    steps = [math.lcm(round_to, n) // n for n in channels]
+    rounded = [math.ceil(n / step) * step for n, step in zip(least, steps, strict=True)]
+    return [min(unit.size, n) for unit, n in zip(units, rounded, strict=True)]
 
 
-def _rounded(count: int, size: int, step: int) -> int:
-    return min(size, math.ceil(count / step) * step)
+def strongest(units: Sequence[Units], scores: Sequence[Tensor], widths: Sequence[int]) -> Kept:
+    """Keep in each layer the ``widths[i]`` units of the highest scores (ties: the last)."""
+    orders = [s.cpu().argsort(stable=True)[len(s) - n :] for s, n in zip(scores, widths, strict=True)]
+    return {unit.layer: order.sort().values.tolist() for unit, order in zip(units, orders, strict=True)}
 
 
-def _steps(units: Sequence[Units], round_to: int) -> list[int]:
-    widths = [each.groups * each.span for each in units]
-    return [math.lcm(round_to, width) // width for width in widths]
+class Ranking:
+    """All units of all layers, from the lowest score to the highest (ties: first layer, first unit first).
+
+    scores: per layer, a tensor (units,). least: per layer, the units that stay whatever their score.
+    round_to: the channels that a layer keeps are a multiple of this, rounded up, or all.
+    """
+
+    def __init__(
+        self, units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], round_to: int = 1
+    ) -> None:
+        self.units, self.least, self.round_to = units, least, round_to
+        layers = torch.cat([torch.full((len(s),), i) for i, s in enumerate(scores)])
+        order = torch.cat([s.double().cpu() for s in scores]).argsort(stable=True)
+        self.layers: list[int] = layers[order].tolist()  # the layer of each unit, lowest score first
+
+    def widths(self, removed: int) -> list[int]:
+        """Return the widths once the ``removed`` lowest units are gone, floors and rounding observed."""
+        gone = Counter(self.layers[:removed])
+        left = [unit.size - gone[i] for i, unit in enumerate(self.units)]
+        return fewest(self.units, list(map(max, left, self.least)), self.round_to)
 
 
 def by_ratio(
     units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], ratio: float, round_to: int = 1
 ) -> Kept:
-    """Remove the units below the ``ratio`` quantile of all scores, floors observed.
-
-    Each layer keeps a multiple of ``round_to`` channels, rounded up, or all.
-    """
-    ranking = Ranking(scores, least, _steps(units, round_to))
-    return ranking.kept(units, ranking.remove(int(ratio * len(ranking.order))))
+    """Remove the units below the ``ratio`` quantile of all scores, as far as floors and rounding allow."""
+    ranking = Ranking(units, scores, least, round_to)
+    return strongest(units, scores, ranking.widths(int(ratio * len(ranking.layers))))
 
 
 def by_target(
-    units: Sequence[Units],
-    scores: Sequence[Tensor],
-    least: Sequence[int],
-    target: float,
-    drop: Drop,
-    round_to: int = 1,
-    tolerance: float = TOLERANCE,
+    units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], target: Target, round_to: int = 1
 ) -> Kept:
-    """Find the threshold whose drop, a share of the dense cost, is nearest to ``target``.
+    """Remove the units below the threshold whose drop is nearest to the target.
 
-    ``drop(counts)`` gives the share removed with so many units left per layer. One channel of a
-    narrow network can weigh more than the tolerance: then the units next in order that still
-    fit below the target fill the gap. Where layers keep multiples of ``round_to`` channels, the steps
-    are coarse, and the nearest drop that a threshold gives is taken however far it is.
+    One channel of a narrow network can weigh more than the tolerance: then the units next in order that still
+    fit below the target fill the gap. With ``round_to`` the nearest threshold is taken however far it is.
 
     Raises:
-        UserError: the target lies beyond what can be removed at all, or, but for ``round_to``, nothing
-            comes within the tolerance; the message gives the range, and the nearest on either side.
+        UserError: the target lies beyond reach, or (without ``round_to``) between two choices.
     """
-    ranking = Ranking(scores, least, _steps(units, round_to))
+    check_reach(units, least, target, round_to)
+    ranking = Ranking(units, scores, least, round_to)
+    below, above = _search(ranking, target)
+    nearest = min(
+        ranking.widths(below), ranking.widths(above), key=lambda n: abs(target.drop(n) - target.share)
+    )
+    filled = nearest if round_to > 1 or target.met(nearest) else _fill(ranking, below, target)
+    return strongest(units, scores, filled)
 
-    def dropped(lowest: int) -> float:
-        return drop(ranking.counts(ranking.remove(lowest)))
 
-    low, high = 0, len(ranking.order)  # the drop grows with the number removed
-    steps = f" and round_to={round_to}" if round_to > 1 else ""
-    miss = f"target {100 * target:.2f} %: cannot be met within {100 * tolerance:.2g} points; "
-    span = f"with these floors{steps} {100 * dropped(0):.2f} to {100 * dropped(high):.2f} % can be removed"
-    if target > dropped(high) + tolerance:
-        raise UserError(miss + span)
+def check_reach(units: Sequence[Units], least: Sequence[int], target: Target, round_to: int = 1) -> None:
+    """Refuse a target (UserError) beyond the drop of all layers at their floors."""
+    most = target.drop(fewest(units, least, round_to))
+    if target.share > most + target.tolerance:
+        limit = f"{'at least' if target.dense else 'at most'} {target.shown(most)}"
+        steps = f" and round_to={round_to}" if round_to > 1 else ""
+        raise UserError(f"{target.setting}: must be {limit}, the most that the layers' floors{steps} allow")
+
+
+def _search(ranking: Ranking, target: Target) -> tuple[int, int]:
+    """Return the numbers of removed units next to the target on either side: the drop grows with them."""
+    low, high = 0, len(ranking.layers)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if dropped(middle) <= target else (low, middle)
-    nearest = min((low, high), key=lambda lowest: abs(dropped(lowest) - target))
-    if round_to > 1 or abs(dropped(nearest) - target) <= tolerance:
-        return ranking.kept(units, ranking.remove(nearest))
-    gone, above = _fill(ranking, low, target, drop, tolerance)
-    below = drop(ranking.counts(gone))
-    if abs(below - target) > tolerance:
-        raise UserError(f"{miss}the nearest are {100 * below:.2f} and {100 * above:.2f} %; {span}")
-    return ranking.kept(units, gone)
+        low, high = (middle, high) if target.drop(ranking.widths(middle)) <= target.share else (low, middle)
+    return low, high
 
 
-def _fill(
-    ranking: Ranking, lowest: int, target: float, drop: Drop, tolerance: float
-) -> tuple[list[set[int]], float]:
-    """Return which units go, and the lowest drop beyond the target that came up on the way."""
-    gone, above = ranking.remove(lowest), math.inf
-    for layer, index in ranking.order[lowest:]:
-        if target - drop(ranking.counts(gone)) <= tolerance:
+def _fill(ranking: Ranking, removed: int, target: Target) -> list[int]:
+    """Return the widths after removing, beyond the lowest, the next units in order that fit the target."""
+    widths, above = ranking.widths(removed), math.inf
+    for layer in ranking.layers[removed:]:
+        if target.met(widths):
             break
-        if len(gone[layer]) < ranking.sizes[layer] - ranking.least[layer]:
-            gone[layer].add(index)
-            reached = drop(ranking.counts(gone))
-            if reached > target + tolerance:
-                gone[layer].remove(index)
-                above = min(above, reached)
-    return gone, above
+        if widths[layer] > ranking.least[layer]:
+            narrower = [n - (i == layer) for i, n in enumerate(widths)]
+            drop = target.drop(narrower)
+            if drop <= target.share + target.tolerance:
+                widths = narrower
+            else:
+                above = min(above, drop)
+    if target.met(widths):
+        return widths
+    nearest = f"{target.shown(target.drop(widths))} and {target.shown(above)}"
+    raise UserError(
+        f"{target.setting}: cannot be met within {100 * target.tolerance:.2g} points; nearest are {nearest}"
+    )

@@ -1,4 +1,4 @@
-"""Unstructured pruning: single weights set to zero, and kept there through fine-tuning.
+"""Unstructured pruning: single weights set to zero.
 
 The networks keep their shape, so that nothing runs faster without sparse kernels; multiply-adds and
 parameters are counted as if zeros cost nothing.
@@ -11,36 +11,35 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lpslim.pruning.cost import Cost, LayerCost
+from lpslim.base.errors import UserError
+from lpslim.pruning.budget import Budget, removed_share
+from lpslim.pruning.cost import Cost, LayerCost, parameters
 from lpslim.pruning.units import regularised_weights
-from lpslim.training.runtime import Hooks
 
 
 @torch.no_grad()
 def smallest(
-    Z: Mapping[str, Tensor], W: Mapping[str, Tensor], prices: Mapping[str, float], budget: float
+    Z: Mapping[str, Tensor], W: Mapping[str, Tensor], prices: Mapping[str, float], amount: float
 ) -> dict[str, Tensor]:
-    """Choose the weights of smallest |Z|, over all tensors together, until ``budget`` is spent.
+    """Return masks, true where a weight stays: those of smallest |Z| go until their prices reach ``amount``.
 
-    Z, W: parameter name -> tensor, the same names and shapes; |W| orders the many weights whose Z is
-    zero. prices: name -> what one weight of it costs. Returns per name a boolean tensor, true where
-    a weight stays.
+    Z, W: parameter name -> tensor, of the same names and shapes, ranked all together; |W| orders the many
+    weights whose Z is zero. prices: name -> the cost of one weight of this tensor.
     """
-    names = list(Z)
-    by_w = torch.cat([W[name].abs().flatten() for name in names]).argsort(stable=True)
-    order = by_w[torch.cat([Z[name].abs().flatten() for name in names])[by_w].argsort(stable=True)]
-    each = torch.cat([torch.full((Z[name].numel(),), prices[name], dtype=torch.float64) for name in names])
-    gone = int((each[order].cumsum(0) <= budget).sum())
+    by_w = torch.cat([W[name].abs().flatten() for name in Z]).argsort(stable=True)
+    order = by_w[torch.cat([z.abs().flatten() for z in Z.values()])[by_w].argsort(stable=True)]
+    price = torch.cat([torch.full((z.numel(),), prices[name], dtype=torch.float64) for name, z in Z.items()])
+    gone = int((price[order].cumsum(0) <= amount).sum())
     stays = torch.ones(len(order), dtype=torch.bool)
     stays[order[:gone]] = False
-    parts = torch.split(stays, [Z[name].numel() for name in names])
-    return {name: part.view_as(Z[name]) for name, part in zip(names, parts, strict=True)}
+    masks = torch.split(stays, [z.numel() for z in Z.values()])
+    return {name: mask.view_as(Z[name]) for name, mask in zip(Z, masks, strict=True)}
 
 
 def positions(layers: Sequence[LayerCost], names: Sequence[str]) -> dict[str, float]:
     """Return per weight tensor the multiply-adds that one of its entries costs."""
-    found = {f"{layer.name}.weight": float(layer.positions) for layer in layers}
-    return {name: found[name] for name in names}
+    prices = {f"{layer.name}.weight": float(layer.positions) for layer in layers}
+    return {name: prices[name] for name in names}
 
 
 @torch.no_grad()
@@ -56,26 +55,16 @@ def remaining(model: nn.Module, layers: Sequence[LayerCost]) -> Cost:
     price = positions(layers, list(weights))
     alive = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
     zeros = sum(weight.numel() for weight in weights.values()) - sum(alive.values())
-    params = sum(p.numel() for p in model.parameters()) - zeros
-    return Cost(int(sum(price[name] * count for name, count in alive.items())), params)
+    return Cost(int(sum(price[name] * n for name, n in alive.items())), parameters(model) - zeros)
 
 
-class MaskKeeper(Hooks):
-    """Keeps zero weights at zero while the others are trained: their gradient is dropped.
-
-    With no gradient, no momentum and no decay of a zero, SGD leaves them exactly where they are.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.weights = list(regularised_weights(model).values())
-
-    def begin(self) -> None:
-        """Take the mask from the weights, on the device where they now are."""
-        self.masks = [weight.detach() != 0 for weight in self.weights]
-
-    @torch.no_grad()
-    def after_backward(self) -> None:
-        """Drop the gradient of every masked weight."""
-        for weight, mask in zip(self.weights, self.masks, strict=True):
-            assert weight.grad is not None
-            weight.grad.mul_(mask)
+def check(model: nn.Module, budget: Budget) -> None:
+    """Refuse a target (UserError) beyond the weights of convolutions and linear layers."""
+    if budget.target_params is not None:
+        dense = parameters(model)
+        most = sum(weight.numel() for weight in regularised_weights(model).values()) / dense
+        if removed_share(budget.target_params, dense) >= most:
+            setting, share = f"target_params={budget.target_params:g}", f"below {most:.4f}"
+            raise UserError(
+                f"{setting}: must be {share}, the share of convolutions' and linear layers' weights"
+            )

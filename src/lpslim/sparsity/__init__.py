@@ -1,1 +1,1 @@
-"""The method: the Lp-ADMM and its penalties. Tensors in, tensors out; knows nothing of networks."""
+"""The method: the Lp-ADMM and its penalties, on tensors alone."""

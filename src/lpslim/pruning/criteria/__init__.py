@@ -1,9 +1,42 @@
 """Criteria: one module each, whose ``score`` gives every output channel a number; the lowest go first.
 
-    score(model, units, batches) -> list of float64 tensors (channels,), one per layer
+    score(model, units, batches, loss) -> list of float64 tensors (groups * size * head_dim,), one per layer
 
-A criterion that cannot score every network has ``check(model, units)`` too, which raises a UserError.
-``batches`` yields training images (B, C, H, W), augmented; criteria that look at weights alone do
-not draw from it. Scores are raw: how those of different layers compare is chosen apart
-(:data:`lpslim.pruning.selection.ACROSS`).
+``batches`` yields (inputs, labels) of the training set, augmented, on the model's device; ``loss`` is the
+mean loss of (outputs, labels); a criterion of weights alone uses neither. One that cannot score every network
+has ``check(model, units)`` too, which raises a UserError. Scores are raw: what puts those of different layers
+on one scale is chosen apart (:data:`lpslim.pruning.selection.SCORE_NORMS`).
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lpslim.base import registry
+from lpslim.pruning.units import Units, pooled
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def score(
+    name: str, model: nn.Module, units: Sequence[Units], batches: Batches = (), loss: Loss = F.cross_entropy
+) -> list[Tensor]:
+    """Return the scores of all units by one criterion: float64 (units,) for each layer, on the CPU.
+
+    Raises:
+        UserError: there is no such criterion, or it cannot score this network.
+    """
+    check(name, model, units)
+    scores = registry.find("pruning.criteria", name).score(model, units, batches, loss)
+    return [s.cpu() for s in pooled(units, scores)]
+
+
+def check(name: str, model: nn.Module, units: Sequence[Units]) -> None:
+    """Refuse (UserError) a criterion that does not exist, or a network that it cannot score."""
+    criterion = registry.find("pruning.criteria", name)
+    if hasattr(criterion, "check"):
+        criterion.check(model, units)

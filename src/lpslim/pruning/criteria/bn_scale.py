@@ -1,8 +1,8 @@
-"""The scale of a channel's batch-norm: network slimming (Liu et al. 2017, arXiv:1708.06519)."""
+"""Network slimming's criterion: the scale of a channel's batch-norm (Liu et al. 2017, arXiv:1708.06519)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -10,22 +10,15 @@ from lpslim.pruning.units import Units, norm_of
 
 
 def check(model: nn.Module, units: Sequence[Units]) -> None:
-    """Refuse units without a batch-norm.
+    """Refuse units without a batch-norm that has a scale (UserError)."""
+    for unit in units:
+        norm_of(model, unit)
 
-    Raises:
-        UserError: no batch-norm with a scale follows a layer.
+
+def score(model: nn.Module, units: Sequence[Units], *_: object) -> list[Tensor]:
+    """Return ``|gamma_j|`` per channel.
+
+    Made for networks that were trained with an L1 penalty on those scales (``regularizer=bn_l1``), and
+    compared over all layers by one threshold (``score_norm=raw``).
     """
-    for each in units:
-        norm_of(model, each)
-
-
-def score(model: nn.Module, units: Sequence[Units], batches: Iterable[Tensor] = ()) -> list[Tensor]:
-    """Return ``|gamma_j|`` per channel, float64 (channels,) for each layer.
-
-    Made for networks that were trained with an L1 penalty on those scales (``regularizer=bn_scale``),
-    and compared over all layers by one threshold (``across=raw``).
-
-    Raises:
-        UserError: no batch-norm with a scale follows a layer.
-    """
-    return [norm_of(model, each).weight.detach().double().abs() for each in units]
+    return [norm_of(model, unit).weight.detach().double().abs() for unit in units]

@@ -17,11 +17,12 @@ that the trapezoidal rule with step h errs by about exp(-pi^2 / h).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lpslim.pruning.criteria import Batches
 from lpslim.pruning.feature_maps import check as check
 from lpslim.pruning.feature_maps import mean_over_images
 from lpslim.pruning.units import Units
@@ -31,14 +32,11 @@ BELOW, ABOVE = -24.0, 8.0  # of log(u / ||A||_F)
 CHUNK = 2**22  # entries of the largest temporary tensor
 
 
-def score(model: nn.Module, units: Sequence[Units], batches: Iterable[Tensor]) -> list[Tensor]:
-    """Return the mean channel independence over images, float64 (channels,) for each layer.
+def score(model: nn.Module, units: Sequence[Units], batches: Batches = (), *_: object) -> list[Tensor]:
+    """Return the mean channel independence over images.
 
-    Maps are those after the ReLU. The authors round them to four decimals first; here they are
-    taken as they come.
-
-    Raises:
-        UserError: there are no images, or a layer's output is no feature map.
+    Maps are those after the ReLU. The authors round them to four decimals first; here they are taken as they
+    come.
     """
     return mean_over_images(model, units, batches, independence)
 

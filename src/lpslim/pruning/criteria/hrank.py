@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lpslim.pruning.criteria import Batches
 from lpslim.pruning.feature_maps import check as check
 from lpslim.pruning.feature_maps import mean_over_images
 from lpslim.pruning.units import Units
 
 
-def score(model: nn.Module, units: Sequence[Units], batches: Iterable[Tensor]) -> list[Tensor]:
-    """Return ``s_i = mean over images of rank(O_i)`` per channel, float64 (channels,) for each layer.
+def score(model: nn.Module, units: Sequence[Units], batches: Batches = (), *_: object) -> list[Tensor]:
+    """Return ``s_i = mean over images of rank(O_i)`` per channel.
 
-    O_i: the H x W map of channel i after the ReLU, without which every map has full rank. The authors
-    prune layer by layer with hand-set shares and a fine-tune after each; here all layers are scored
-    on the dense network, as in their later code.
+    O_i: the H x W map of channel i after the ReLU, without which every map has full rank. The authors prune
+    layer by layer with hand-set shares and a fine-tune after each; here all layers are scored on the dense
+    network, as in their later code.
 
     Raises:
         UserError: there are no images, or a layer's output is no feature map.
     """
-    return mean_over_images(model, units, batches, ranks)
-
-
-def ranks(maps: Tensor) -> Tensor:
-    """Return the rank (B, c) of each map in ``maps`` (B, c, H, W)."""
-    return torch.linalg.matrix_rank(maps)
+    return mean_over_images(model, units, batches, torch.linalg.matrix_rank)

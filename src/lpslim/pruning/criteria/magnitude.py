@@ -1,33 +1,28 @@
-"""The L1 norm of a unit's weights: the paper's score, and that of Li et al. 2017."""
+"""The L1 norm of a unit's weights: the paper's criterion, and that of Li et al. 2017 (arXiv:1608.08710)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lpslim.pruning.units import Units, weight_of
+from lpslim.base.modules import weight_of
+from lpslim.pruning.units import Units
 
 
-def score(model: nn.Module, units: Sequence[Units], batches: Iterable[Tensor] = ()) -> list[Tensor]:
-    """Return ``s_j = sum |W_j|`` per channel, float64 (channels,) for each layer.
+def score(model: nn.Module, units: Sequence[Units], *_: object) -> list[Tensor]:
+    """Return ``s_j = sum |W_j|`` per channel.
 
-    W_j is the channel's filter; of a neuron its row and its column, of an attention head the rows of
-    query, key and value and the columns of the output (:attr:`lpslim.pruning.units.Units.weighed`).
-
-    Ji et al. 2025 scale it to [0, 1] inside each layer (``across=minmax``); Li et al. 2017
-    (arXiv:1608.08710) compare inside a layer only (``across=uniform`` where all rates are the same).
+    W_j is the channel's filter; of a neuron its row and its column, of an attention head the rows of query,
+    key and value and the columns of the output (:attr:`lpslim.pruning.units.Units.scored_by`). Ji et al. 2025
+    scale it to [0, 1] inside each layer (``score_norm=minmax``); Li et al. compare inside a layer only.
 
     Raises:
         UserError: a layer has no weight.
     """
-    return [
-        torch.stack(
-            [_norms(weight_of(model, name), axis) for name, axis in each.weighed or ((each.layer, 0),)]
-        ).sum(dim=0)
-        for each in units
-    ]
+    norms = ([_norms(weight_of(model, name), axis) for name, axis in unit.scored_weights] for unit in units)
+    return [torch.stack(parts).sum(dim=0) for parts in norms]
 
 
 def _norms(weight: Tensor, axis: int) -> Tensor:

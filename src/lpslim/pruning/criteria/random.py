@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lpslim.pruning.units import Units, weight_of
+from lpslim.base.modules import weight_of
+from lpslim.pruning.units import Units
 
 
-def score(model: nn.Module, units: Sequence[Units], batches: Iterable[Tensor] = ()) -> list[Tensor]:
-    """Return uniform draws of torch's global generator, float64 (channels,) for each layer.
-
-    Raises:
-        UserError: a layer has no weight.
-    """
-    return [torch.rand(len(weight_of(model, each.layer)), dtype=torch.float64) for each in units]
+def score(model: nn.Module, units: Sequence[Units], *_: object) -> list[Tensor]:
+    """Return uniform draws from torch's global generator, one per channel."""
+    return [torch.rand(len(weight_of(model, unit.layer)), dtype=torch.float64) for unit in units]

@@ -1,41 +1,23 @@
-"""Sparsity penalties: one module each, with a ``build`` that reads the paper's knobs."""
+"""Sparsity penalties: one module each, with a ``build`` that returns the penalty.
+
+Of ``build``'s parameters, ``p``, ``M`` and ``ratio`` are the paper's knobs; any others are the penalty's own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import Tensor
 
 
 class Penalty(Protocol):
-    """What the ADMM asks of a penalty."""
+    """Penalty on Z as the ADMM uses it: its proximal map, its cap, and its short name for tables."""
 
     def proximal(self, x: list[Tensor], z: list[Tensor], strength: float) -> Iterator[Tensor]:
-        """Yield the new Z of each tensor, for x = W + U, the last z and strength = lamb / rho.
-
-        Tensor by tensor, so that no second copy of all weights is ever alive.
-        """
-        ...
+        """Yield the new Z tensor by tensor (no second copy of all); x = W + U, strength = lamb / rho."""
 
     def capped(self, z: Tensor) -> Tensor:
-        """Return how many entries of z have their weight limited by the cap M (0-d tensor)."""
-        ...
+        """Return the number of entries of z whose weight is limited by the cap M (0-d tensor)."""
 
-
-@runtime_checkable
-class Linearised(Penalty, Protocol):
-    """A penalty whose Z-step is soft(x, strength * w(z)), entry by entry: it can be done in blocks."""
-
-    @property
-    def knee(self) -> float:
-        """The |z| below which the cap M binds."""
-        ...
-
-    def weight(self, z: Tensor) -> Tensor:
-        """Return the weight w of each entry; same shape as z."""
-        ...
-
-    def flat_below(self, eps: float) -> float:
-        """Return a size below which every |z| has the weight of zero, computed with rounding error eps."""
-        ...
+    def __str__(self) -> str: ...
