@@ -1,44 +1,39 @@
-"""The stages of a run, in order, with the keys that their results are stored under.
+"""Stage keys: the stages of a run in order, and the hashes that their results are stored under.
 
-A stage's key covers the settings it depends on, its parent's key and the version of its code
-(lpslim.experiment.versions).
+The key of a stage covers the settings it depends on, the keys of the stages it reads, the version of its code
+and the seed. Its group is the same hash along the whole chain without the seed.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lpslim.base import files, registry
-from lpslim.base.hashing import stage_key
+from lpslim.base.hashing import digest
 from lpslim.data.splits import Data
-from lpslim.experiment.config import Config, Model
-from lpslim.experiment.versions import VERSIONS
-from lpslim.models import weights
-from lpslim.models.storage import Architecture
-from lpslim.sparsity.penalties import Penalty
-from lpslim.training.schedule import Recipe, scaled
+from lpslim.experiment.config import Config
+from lpslim.experiment.records import RULE, VERSIONS
+from lpslim.models import family as families
+from lpslim.training.callbacks import Regularizer
+from lpslim.training.schedule import TrainConfig, scaled
 
-# Settings that came after the first results were stored: at these values they change no key
-NEUTRAL: dict[str, Any] = {
-    "across": "minmax", "widths": None, "round_to": 1, "structure": "channels", "weights_from": None,
-    "configuration": None, "protected": [], "optimizer": "sgd", "clip_norm": None,
-    "cuda_graphs": False,
-}  # fmt: skip
-# How the streamed images of the first stored results were read: it changes no key either
-FIRST_READING = {"image_size": 64, "workers": 2}
-ARITHMETIC = ("precision", "channels_last", "compile", "cuda_graphs")  # of the trainer's settings
+ARITHMETIC = ("precision", "channels_last", "compile")  # settings of the runtime that change a result
+AUGMENTATION = ("val_fraction", "crop_padding", "flip")  # settings of the data that change a result
+LENGTH = 16  # hexadecimal digits of a key
 Info = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage as planned: what it depends on, the key that follows, and its folder."""
+    """Planned stage: its key and group, what it depends on, and the folder of its result."""
 
     name: str
     key: str
-    depends_on: dict[str, Any]
+    group: str
+    depends_on: Info
     folder: Path
 
     @property
@@ -53,163 +48,129 @@ class Step:
 
     @property
     def epochs(self) -> int:
-        """Epochs of training, before a scratch-B run is lengthened; 0 for a stage that trains nothing."""
-        return int(self.depends_on.get("recipe", {}).get("epochs", 0))
+        """Epochs of training, before scratch_b lengthens them; 0 for a stage that trains nothing."""
+        return int(self.depends_on.get("train", {}).get("epochs", 0))
 
     def info(self) -> Info:
         """Return what the finished stage says of itself."""
-        content: Info = store.read_json(self.folder / store.MANIFEST)
+        content: Info = files.read_json(self.folder / files.MANIFEST)
         return content
 
 
 def plan(config: Config, data: Data) -> dict[str, Step]:
-    """Return the stages of a run in order, without doing anything.
+    """Return the stages of a run in order, without computing anything.
 
-    ``score`` (and ``widths``, the scores that decide how many channels a layer keeps where another
-    criterion decides which) hang beside the trunk baseline - sparsify - prune - finetune.
+    The trunk is baseline, sparsify, prune, finetune; the scores that ``prune`` reads hang beside it.
 
     Raises:
-        UserError: the baseline's initial weights are not there.
+        UserError: pretrained weights are not there, or a plug-in does not know an option.
     """
     steps: dict[str, Step] = {}
-    trunk = None
+    trunk: list[Step] = []
     for name, depends_on in _settings(config, data).items():
-        stage = "score" if name == "widths" else name
-        key = stage_key(stage, VERSIONS[stage], depends_on, trunk)
-        steps[name] = Step(name, key, depends_on, Path(config.work_dir) / "stages" / stage / key)
-        trunk = trunk if stage == "score" else key
+        scores = [steps[score] for score in ("layer_budget", "score") if score in steps]
+        parents = [*trunk, *scores] if name == "prune" else trunk
+        stage = "score" if name == "layer_budget" else name  # one store for both
+        identity = {"stage": stage, "version": VERSIONS[name], "depends_on": depends_on}
+        key = digest({**identity, "parents": [p.key for p in parents], "seed": config.seed})[:LENGTH]
+        group = digest({**identity, "parents": [p.group for p in parents]})[:LENGTH]
+        steps[name] = Step(name, key, group, depends_on, Path(config.work_dir) / "stages" / stage / key)
+        trunk = trunk if stage == "score" else [steps[name]]
     return steps
 
 
-def _settings(config: Config, data: Data) -> dict[str, dict[str, Any]]:
-    """Return per stage what its result depends on: what is computed, not where or how fast."""
-    common = {
-        "trainer": departing({key: getattr(config.trainer, key) for key in ARITHMETIC}),
-        "seed": config.seed,
+def trainings(config: Config) -> dict[str, TrainConfig]:
+    """Return how each stage of a run trains, its epochs scaled; before scratch_b lengthens them."""
+    last, epochs = config.finetune, config.scratch.epochs
+    if config.retrain != "finetune":
+        last = config.baseline if epochs is None else replace(config.baseline, epochs=epochs)
+    sparsify = {} if config.regularizer.name == "none" else {"sparsify": config.regularizer.train}
+    dense, last = (scaled(train, config.epoch_scale) for train in (config.baseline, last))
+    return {"baseline": dense, **sparsify, "finetune": last}
+
+
+def regularizer(config: Config) -> tuple[partial[Regularizer], Info]:
+    """Return the regulariser, which is still to be called with the model, and what a key holds of it.
+
+    Of a penalty that is a dataclass a key holds its fields, so that ``ratio`` is no part of an Lp penalty.
+
+    Raises:
+        UserError: it or its penalty does not know an option.
+    """
+    chosen, (penalty, of_penalty) = config.regularizer, _penalty(config)
+    knobs = {"lamb": config.lamb, "rho": config.rho, "form": chosen.form, "penalty": penalty,
+             "updates_per_epoch": chosen.updates_per_epoch, "model": None}  # fmt: skip
+    build = registry.find("training.regularizers", chosen.name).build
+    arguments = registry.arguments(build, knobs, chosen.options, "regularizer.options")
+    del arguments["model"]
+    identity = {**arguments, "penalty": of_penalty} if "penalty" in arguments else arguments
+    return partial(build, **arguments), {
+        **_plug_in("training.regularizers", chosen.name),
+        "arguments": identity,
     }
-    settings = {"baseline": {**_baseline(config, data), **common}}
-    if config.regularizer.penalty != "none":
-        settings["sparsify"] = {**_sparsify(config), **common}
-    if config.structure == "channels":
-        if config.criterion.widths:
-            settings["widths"] = _score(config, config.criterion.widths)
-        settings["score"] = _score(config, config.criterion.name)
-    settings["prune"] = _prune(config)
-    settings["finetune"] = {**_finetune(config), **common}
+
+
+def _penalty(config: Config) -> tuple[Any, Info]:
+    name, knobs = config.regularizer.penalty, {"p": config.p, "M": config.M, "ratio": config.ratio}
+    build, options = registry.find("sparsity.penalties", name).build, config.regularizer.penalty_options
+    arguments = registry.arguments(build, knobs, options, "regularizer.penalty_options")
+    penalty = build(**arguments)
+    values = asdict(penalty) if is_dataclass(penalty) else arguments  # type: ignore[arg-type]
+    return penalty, {**_plug_in("sparsity.penalties", name), "values": values}
+
+
+def method(config: Config) -> dict[str, str]:
+    """Return the method's name in tables, and its kind: ADMM, rival, control or unstructured."""
+    criterion, control = config.criterion, config.retrain != "finetune" or config.criterion.layer_budget_from
+    scored = f"{criterion.name} ({criterion.score_norm})"
+    name, kind = "no ADMM", "control" if criterion.name in ("magnitude", "random") else "rival"
+    if config.regularizer.name != "none":
+        penalty = regularizer(config)[0].keywords.get("penalty")
+        name = str(penalty or config.regularizer.name.upper().replace("_", "-"))
+        kind = "ADMM" if penalty else "rival"
+    name += "" if scored == "magnitude (minmax)" else f", {scored}"
+    name += "" if config.retrain == "finetune" else f", {config.retrain}"
+    kind = "unstructured" if config.granularity == "weights" else "control" if control else kind
+    return {"method": config.label or name, "kind": config.kind or kind}
+
+
+def _settings(config: Config, data: Data) -> dict[str, Info]:
+    """Return per stage what its result depends on, beyond the stages it reads and the seed."""
+    criterion, sparsifies = config.criterion, config.regularizer.name != "none"
+    scored = {"weights": criterion.weights if sparsifies else "W"}
+    targets = {"target_flops": config.target_flops, "target_params": config.target_params}
+    budget = {key: value for key, value in targets.items() if value is not None} or {"ratio": config.ratio}
+    prune = {"rule": RULE, "granularity": config.granularity, "budget": budget}
+    settings = {"baseline": _baseline(config, data)}
+    if sparsifies:
+        settings["sparsify"] = regularizer(config)[1]
+    if config.granularity == "weights":
+        prune |= scored
+    else:
+        floors = {"adjust": config.adjust, "floor": config.model.floor, "round_to": config.round_to}
+        prune |= {**floors, "score_norm": criterion.score_norm}
+        for stage, name in (("layer_budget", criterion.layer_budget_from), ("score", criterion.name)):
+            if name:
+                protected = {"protected": list(config.protected)}
+                settings[stage] = {**_plug_in("pruning.criteria", name), **scored, **protected}
+    settings |= {"prune": prune, "finetune": {"retrain": config.retrain}}
+    runtime = {key: getattr(config.trainer, key) for key in ARITHMETIC}
+    for stage, train in trainings(config).items():
+        settings[stage] |= {"train": asdict(train), "runtime": runtime}
     return settings
 
 
-def _baseline(config: Config, data: Data) -> dict[str, Any]:
-    model, augmentation = config.model, ("val_fraction", "crop_padding", "flip")
-    family = lookup.find("models", model.family)
-    source = None
-    if model.weights and hasattr(family, "identity"):
-        source = family.identity(model.weights)
-    elif model.weights:
-        source = checkpoints.identity(model.weights, torchvision_name(model))
-    configuration = family.configuration(model.name) if hasattr(family, "configuration") else None
+def _baseline(config: Config, data: Data) -> Info:
+    chosen, family = config.model, families.get(config.model.family)
     return {
-        "model": {
-            "family": model.family,
-            "name": model.name,
-            **departing({"weights_from": source, "configuration": configuration}),
-        },
-        "data": {
-            "fingerprint": data.fingerprint,
-            **({"reading": data.reading} if data.reading not in ({}, FIRST_READING) else {}),
-            **{key: getattr(config.dataset, key) for key in augmentation},
-        },
-        **_recipe(config.baseline, config),
+        "family": _plug_in("models.families", chosen.family),
+        "model": {"name": chosen.name, **family.arguments(chosen.name, data.shape)},
+        "weights": family.weights_identity(chosen.name, chosen.weights) if chosen.weights else None,
+        "data": {"fingerprint": data.fingerprint, "shape": list(data.shape), "reading": data.reading},
+        "source": registry.source_hash("data.datasets", config.dataset.source),
+        "augmentation": {key: getattr(config.dataset, key) for key in AUGMENTATION},
     }
 
 
-def _sparsify(config: Config) -> dict[str, Any]:
-    chosen = config.regularizer
-    recipe = _recipe(chosen.train, config)
-    if chosen.penalty == "bn_scale":
-        return {"penalty": {"name": chosen.penalty}, "lamb": config.lamb, **recipe}
-    return {
-        "penalty": {"name": chosen.penalty, **asdict(penalty(config))},  # type: ignore[call-overload]
-        **{key: getattr(config, key) for key in ("lamb", "rho")},
-        **{key: getattr(chosen, key) for key in ("form", "updates_per_epoch")},
-        **recipe,
-    }
-
-
-def _score(config: Config, name: str) -> dict[str, Any]:
-    scored_on = {"weights": config.criterion.weights} if has_z(config) else {}
-    return {"criterion": name, **scored_on, **departing({"protected": config.protected})}
-
-
-def _prune(config: Config) -> dict[str, Any]:
-    targets = {key: getattr(config, key) for key in ("target_flops", "target_params")}
-    budget = {key: value for key, value in targets.items() if value is not None}
-    return {
-        "criterion": departing(asdict(config.criterion)),
-        "budget": budget or {"ratio": config.ratio},
-        "floors": {"adjust": config.adjust, "floor": config.model.floor},
-        **departing({key: getattr(config, key) for key in ("round_to", "structure", "protected")}),
-    }
-
-
-def _finetune(config: Config) -> dict[str, Any]:
-    recipe = _recipe(last_recipe(config), config)
-    return recipe if config.retrain == "finetune" else {**recipe, "retrain": config.retrain}
-
-
-def _recipe(recipe: Recipe, config: Config) -> dict[str, Any]:
-    return {"recipe": departing(asdict(scaled(recipe, config.epoch_scale)))}
-
-
-def departing(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings without those at their neutral value."""
-    return {key: value for key, value in settings.items() if key not in NEUTRAL or value != NEUTRAL[key]}
-
-
-def architecture_of(model: Model, data: Data) -> Architecture:
-    """Return the dense network for these data, undetermined but for its weights.
-
-    Raises:
-        UserError: its configuration cannot be found.
-    """
-    family = lookup.find("models", model.family)
-    arguments: dict[str, Any] = {"num_classes": data.num_classes}
-    if hasattr(family, "configuration"):
-        arguments["configuration"] = family.configuration(model.name)
-    else:
-        arguments["in_channels"] = data.shape[0]
-    return Architecture(model.family, model.name, data.shape, arguments)
-
-
-def torchvision_name(model: Model) -> str:
-    """Return the name under which torchvision may have weights of this network, else an empty one."""
-    family = lookup.find("models", model.family)
-    return model.name if getattr(family, "FROM_TORCHVISION", False) else ""
-
-
-def last_recipe(config: Config) -> Recipe:
-    """Return how the pruned network is trained: the fine-tune's recipe, or from scratch the baseline's."""
-    return config.finetune if config.retrain == "finetune" else config.baseline
-
-
-def recipes(config: Config) -> dict[str, Recipe]:
-    """Return the recipes that a run trains by, named as the configuration names them."""
-    found = {"baseline": config.baseline}
-    if config.regularizer.penalty != "none":
-        found["regularizer.train"] = config.regularizer.train
-    if config.retrain == "finetune":
-        found["finetune"] = config.finetune
-    return {key: recipe for key, recipe in found.items() if recipe.epochs}
-
-
-def penalty(config: Config) -> Penalty:
-    """Return the ADMM's penalty."""
-    built: Penalty = lookup.find("penalties", config.regularizer.penalty).build(
-        config.p, config.M, config.ratio
-    )
-    return built
-
-
-def has_z(config: Config) -> bool:
-    """Return whether the sparsify stage leaves a sparse copy Z."""
-    return config.regularizer.penalty not in ("none", "bn_scale")
+def _plug_in(package: str, name: str) -> Info:
+    return {"name": name, "code": registry.source_hash(package, name)}

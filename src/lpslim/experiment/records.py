@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -26,14 +26,13 @@ if TYPE_CHECKING:
     from lpslim.data.splits import Data
     from lpslim.experiment.keys import Step
 
-# Version of each stage's code: raised when a change alters its results. layer_budget is a score like any other.
+# Version of each stage's code, raised when a change alters its results; layer_budget is a score like any other
 VERSIONS = {"baseline": 1, "sparsify": 1, "layer_budget": 1, "score": 1, "prune": 1, "finetune": 1}
 RULE = "multiply-adds of convolution and linear layers; all parameters"  # of counting the cost
 NETWORK = "weights.safetensors"  # of a stage's folder: models.storage.WEIGHTS, which imports torch
 LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
 DIGITS = 4  # decimals of a curve's values: finer than any data set can tell
-SAME = 1e-6  # percent; a drop is computed from whole numbers
-PRIVATE = ("results_dir", "work_dir", "dataset.root")  # settings that only name places on this machine
+PRIVATE = ("results_dir", "work_dir", "dataset.root")  # settings that name places on this machine
 SOURCES = (":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
@@ -50,11 +49,11 @@ Protocol = Literal["last", "val", "paper"]
 
 
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A JSON object whose fields are all known."""
+    """JSON object whose fields are all known."""
 
 
 class Size(Entry):
-    """Cost of one network: multiply-adds of a sample, and parameters."""
+    """Cost of one network: multiply-adds for a sample, and parameters."""
 
     macs: Count
     params: Count
@@ -73,7 +72,7 @@ class Samples(Entry):
 
 
 class Cost(Entry):
-    """Cost before and after pruning, counted by ``rule``; drops in percent. Only ``rule`` before the pruning."""
+    """Cost before and after pruning, counted by ``rule``, drops in percent; None before there is a pruning."""
 
     rule: str
     dense: Size | None = None
@@ -81,14 +80,9 @@ class Cost(Entry):
     flops_drop: Drop | None = None
     params_drop: Drop | None = None
 
-    @property
-    def complete(self) -> bool:
-        """Return whether the network was pruned."""
-        return None not in (self.dense, self.pruned, self.flops_drop, self.params_drop)
-
 
 class Curve(Entry):
-    """One stage's training, a value per epoch; accuracies in percent."""
+    """Training of one stage, a value per epoch; accuracies in percent."""
 
     train_loss: list[float]
     val_accuracy: list[Percent]
@@ -96,7 +90,7 @@ class Curve(Entry):
 
 
 class Divergence(Entry):
-    """Where the training loss was no finite number: epoch and step from 1, the loss as text."""
+    """Place of a training loss that is not finite: epoch and step from 1, the loss as text."""
 
     stage: Stage
     epoch: Positive
@@ -107,16 +101,15 @@ class Divergence(Entry):
 class Record(Entry):
     """One run: what was asked, on what data, and what came out. Percentages are 0 to 100.
 
-    experiment: ``<table>/<row>``, or ``adhoc``. method, kind: the method's name in a table, and its class.
-    key: of the last stage. stages, groups: stage -> its key, and that key without the seed; runs of equal
-    ``groups["finetune"]`` are the seeds of one cell. versions: stage -> version of its code. weights: stage ->
-    SHA-256 of the network that it left.
-    differs: empty for a run as its experiment file says (or without one); else key -> [the file's, the run's].
-    config: the composed configuration, without places of the machine.
-    accuracy: stage -> protocol -> the data's metric on the test split (training.evaluation.summarise).
-    channels: pruned layer -> (kept, of). convergence: a row per outer ADMM iteration; may be empty.
-    seconds: stage -> wall time where it was computed. environment: versions, device, git commit.
-    diverged: where a loss was not finite; such a record has what was measured until then.
+    experiment: ``<table>/<row>``, or ``adhoc``. method: its name in tables. kind: ADMM, rival, control,
+    unstructured. key: of the last stage. stages, groups: stage -> its key, with and without the seed; runs of
+    equal ``groups["finetune"]`` are the seeds of one cell. versions: stage -> version of its code. weights:
+    stage -> SHA-256 of the network that it left. differs: empty where results are those of the experiment file
+    (or there is none), else key -> [the file's, the run's]. config: as composed, without places of the machine.
+    accuracy: stage -> protocol -> the data's metric on the test split. channels: pruned layer -> (kept, of).
+    convergence: a row per outer ADMM iteration; may be empty. seconds: stage -> wall time where it was
+    computed. environment: versions, device, git commit. diverged: None if every loss was finite; a run that
+    diverged has what was measured until then.
     """
 
     schema: Literal[2]
@@ -165,40 +158,31 @@ DECODER = msgspec.json.Decoder(Record)
 
 
 def _faults(record: Record) -> Iterator[str]:
-    """Yield where the fields of a record contradict each other."""
+    """Yield where the fields of a record contradict each other, or lack what tables need."""
     if record.stages.get("finetune") != record.key:
         yield "stages.finetune: is not the record's key"
-    for field in ("groups", "versions"):
-        if getattr(record, field).keys() != record.stages.keys():
-            yield f"{field}: needs the stages {', '.join(record.stages)}"
+    if not record.groups.keys() == record.versions.keys() == record.stages.keys():
+        yield f"groups, versions: need the stages {', '.join(record.stages)}"
     if not isinstance(record.config.get("model"), dict) or "name" not in record.config["model"]:
         yield "config.model.name: missing"
-    if any(len(values) != len(get_args(Protocol)) for values in record.accuracy.values()):
-        yield f"accuracy: needs {', '.join(get_args(Protocol))} of a stage"
-    if layer := next((layer for layer, (kept, of) in record.channels.items() if kept > of), None):
-        yield f"channels.{layer}: keeps more than there are"
-    if any(len(c.train_loss) != len(c.test_accuracy) for c in record.curves.values()):
-        yield "curves: columns of different lengths"
-    yield from _cost_faults(record.cost, optional=record.diverged is not None)
+    for stage, values in record.accuracy.items():
+        if len(values) < 3:
+            yield f"accuracy.{stage}: needs last, val, paper"
+    for layer, (kept, of) in record.channels.items():
+        if kept > of:
+            yield f"channels.{layer}: keeps more than there are"
+    for stage, curve in record.curves.items():
+        if not len(curve.train_loss) == len(curve.val_accuracy) == len(curve.test_accuracy):
+            yield f"curves.{stage}: columns of different lengths"
     if record.diverged:
         if record.diverged.stage in record.accuracy or record.diverged.stage not in record.stages:
-            yield "diverged.stage: is not a stage without an accuracy"
-    elif lacking := [stage for stage in ("baseline", "prune", "finetune") if stage not in record.accuracy]:
-        yield f"accuracy.{lacking[0]}: missing"
-
-
-def _cost_faults(cost: Cost, optional: bool) -> Iterator[str]:
-    if not cost.complete:
-        if not optional:
-            yield "cost: needs dense, pruned, flops_drop and params_drop"
+            yield "diverged.stage: is no stage without an accuracy"
         return
-    assert cost.dense and cost.pruned
-    for name, dense, pruned, drop in (
-        ("flops_drop", cost.dense.macs, cost.pruned.macs, cost.flops_drop),
-        ("params_drop", cost.dense.params, cost.pruned.params, cost.params_drop),
-    ):
-        if dense == 0 or abs(100 * (1 - pruned / dense) - (drop or 0.0)) > SAME:
-            yield f"cost.{name}: does not follow from dense and pruned"
+    if None in (record.cost.dense, record.cost.pruned, record.cost.flops_drop, record.cost.params_drop):
+        yield "cost: needs dense, pruned, flops_drop, params_drop"
+    for stage in ("baseline", "prune", "finetune"):
+        if stage not in record.accuracy:
+            yield f"accuracy.{stage}: missing"
 
 
 def path_of(results: Path, experiment: str, key: str) -> Path:
@@ -210,14 +194,11 @@ def write(results: Path, record: Record) -> Path:
     """Write a record and return its path.
 
     Raises:
-        ValueError: a value is not what a record may hold, such as NaN.
+        ValueError: a value is not one that a record may have, such as NaN.
         FileExistsError: there is one already; records are never changed.
     """
     content = msgspec.to_builtins(record)
-    try:
-        msgspec.convert(content, Record)
-    except msgspec.ValidationError as problem:
-        raise ValueError(f"not a record: {problem}") from problem
+    msgspec.convert(content, Record)
     path = path_of(results, record.experiment, record.key)
     if path.exists():
         raise FileExistsError(f"{path} exists; records are never changed")
@@ -233,10 +214,8 @@ def read(path: Path) -> Record:
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
-            raise ValueError("no file")
-        if status.st_size > LARGEST:
-            raise ValueError(f"larger than {LARGEST} bytes")
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:  # a pipe would never end
+            raise ValueError(f"not a file of at most {LARGEST} bytes")
         return DECODER.decode(path.read_bytes())
     except (OSError, ValueError, RecursionError) as problem:
         raise UserError(f"{path}: not a record: {problem}") from problem
@@ -249,96 +228,68 @@ def read_all(results: Path) -> list[Record]:
         UserError: a file is not a record.
     """
     collects = gc.isenabled()
-    gc.disable()  # none of what is read is garbage, and the collector would look through it again and again
+    gc.disable()  # no record is garbage, and the collector would go through all of them again and again
     try:
-        return [read(path) for path in paths(results)]
+        return [read(path) for path in sorted((results / "records").rglob("*.json"))]
     finally:
         if collects:
             gc.enable()
-
-
-def paths(results: Path) -> list[Path]:
-    """Return the files of all records below ``results``, sorted."""
-    return sorted((results / "records").rglob("*.json"))
 
 
 def make_record(
     config: Config,
     data: Data,
     steps: Mapping[str, Step],
-    infos: Mapping[str, dict[str, Any]],
-    *,
-    method: tuple[str, str],
-    differs: dict[str, list[Any]],
-    environment: dict[str, Any],
-    diverged: DivergenceError | None = None,
+    infos: Mapping[str, Mapping[str, Any]],
+    diverged: DivergenceError | None,
+    **fields: Any,
 ) -> Record:
-    """Return the record of a run.
+    """Return the record of a run; ``infos``: what its finished stages say of themselves.
 
-    Args:
-        config, data, steps: the run. infos: stage -> what it says of itself, of those that were finished.
-        method: the method's name and kind. differs, environment: as in the record.
-        diverged: the loss that was not finite, if there was one.
+    fields: ``method``, ``kind``, ``differs`` and ``environment``, as in the record.
     """
-    pruned = infos.get("prune", {})
+    pruned, sparsified = infos.get("prune", {}), infos.get("sparsify", {})
     curves = {stage: info["curve"] for stage, info in infos.items() if "curve" in info}
-    where = None
     if diverged:
         curves[diverged.stage] = diverged.curve
-        where = Divergence(
-            stage=diverged.stage,  # type: ignore[arg-type]
-            epoch=diverged.epoch,
-            step=diverged.step,
-            loss=diverged.loss,
-        )
+        fields["diverged"] = {name: getattr(diverged, name) for name in Divergence.__struct_fields__}
     content = {
         "schema": 2,
         "experiment": config.name,
-        "method": method[0],
-        "kind": method[1],
         "seed": config.seed,
         "key": steps["finetune"].key,
         "stages": {name: step.key for name, step in steps.items()},
         "groups": {name: step.group for name, step in steps.items()},
         "versions": {name: VERSIONS[name] for name in steps},
         "weights": {name: info["files"][NETWORK] for name, info in infos.items() if NETWORK in info["files"]},
-        "differs": {key: [portable(value) for value in pair] for key, pair in differs.items()},
         "config": _public(asdict(config)),
         "data": {
-            **{key: getattr(data, key) for key in ("name", "source", "fingerprint")},
-            "metric": data.task.metric,
+            **{name: getattr(data, name) for name in ("name", "source", "fingerprint")},
             **{split: len(getattr(data, split)) for split in ("train", "val", "test")},
+            "metric": data.task.metric,
         },
         "cost": {"rule": RULE, **pruned.get("cost", {})},
-        "accuracy": {stage: info["accuracy"] for stage, info in infos.items() if "accuracy" in info},
+        "accuracy": {name: info["accuracy"] for name, info in infos.items() if "accuracy" in info},
         "channels": pruned.get("channels", {}),
-        "convergence": infos.get("sparsify", {}).get("convergence", []),
-        "curves": {stage: _columns(curve) for stage, curve in curves.items()},
-        "seconds": {stage: round(info["seconds"], 1) for stage, info in infos.items()},
-        "environment": environment,
-        "diverged": where,
+        "convergence": sparsified.get("convergence", []),
+        "curves": {
+            stage: {name: [round(row[name], DIGITS) for row in curve] for name in Curve.__struct_fields__}
+            for stage, curve in curves.items()
+        },
+        "seconds": {name: round(info["seconds"], 1) for name, info in infos.items()},
     }
-    return msgspec.convert(content, Record)
+    return msgspec.convert({**content, **fields}, Record)
 
 
-def _columns(curve: list[dict[str, float]]) -> dict[str, list[float]]:
-    return {name: [round(row[name], DIGITS) for row in curve] for name in Curve.__struct_fields__}
-
-
-def _public(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {
-        key: _public(value, f"{prefix}{key}.") if isinstance(value, dict) else portable(value)
-        for key, value in settings.items()
-        if prefix + key not in PRIVATE
-    }
-
-
-def portable(value: Any) -> Any:
-    """Return a setting as a record states it: of an absolute path, the file's name alone."""
+def _public(value: Any, key: str = "") -> Any:
+    """Return settings as a record states them: no places, and of a file's absolute path its name alone."""
+    if isinstance(value, dict):
+        inner = {name: f"{key}.{name}".lstrip(".") for name in value}
+        return {name: _public(value[name], inner[name]) for name in value if inner[name] not in PRIVATE}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def environment(device: str, processes: int = 1) -> dict[str, Any]:
+def environment(device: str, processes: int) -> dict[str, str | int | bool | None]:
     """Return the versions, machine and source revision that a record states."""
     return {
         "python": platform.python_version(),
@@ -353,9 +304,8 @@ def environment(device: str, processes: int = 1) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    here = Path(__file__).parent
+    command, here = ["git", *arguments], Path(__file__).parent
     try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # installed from a package: there is no repository to name
-    return done.stdout.strip()

@@ -1,181 +1,236 @@
-"""One run from its checked configuration to its record."""
+"""Runner: one run from its checked configuration to its record."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
-from functools import partial
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lpslim.failures import explained
-from lpslim.outlook import Outcome, Stage, account, lines, outlook, total
-from lpslim.settle import settled
+import torch
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lpslim.base import files, registry
 from lpslim.base.errors import DivergenceError, RunError, UserError
-from lpslim.data.splits import Data
-from lpslim.experiment import records, report
-from lpslim.experiment.config import Config
-from lpslim.experiment.keys import Step, plan, recipes
-from lpslim.experiment.stages import Pipeline
-from lpslim.pruning.budget import check_target
-from lpslim.training.loop import distributed
-from lpslim.training.runtime import check_batches, make_accelerator
+from lpslim.experiment import keys, records, stages
+from lpslim.experiment.config import IGNORED_KEYS, Config, flat
+from lpslim.experiment.keys import Info, Step, plan
+from lpslim.experiment.records import Record
+from lpslim.experiment.stages import Run
+from lpslim.models import family as families
+from lpslim.models import storage
+from lpslim.pruning import criteria, unstructured
+from lpslim.training import distributed, runtime
+from lpslim.training.distributed import broadcast_from_main, main_process_first
 
-log = logging.getLogger(__name__)
 SHORT = 8  # characters of a key in a folder's name
 
 
-def execute(config: Config, filed: Mapping[str, Any]) -> Outcome:
-    """Do what ``config`` (already checked) asks.
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a run: its stages as planned, and the path of its record; of a dry run None."""
 
-    Finished stages are found again by their keys. A run whose record exists is not repeated.
-    ``filed``: the settings of the experiment file that it names, flat, for the record; empty for none.
+    stages: list[Step]
+    record_path: Path | None = None
+
+
+def execute(config: Config, experiment_file: Config | None) -> Outcome:
+    """Do the run that ``config`` (already checked) describes.
+
+    Finished stages are found by their keys; a run whose record exists is not repeated.
+    experiment_file: the configuration of the run's experiment file without overrides; None without a file.
 
     Raises:
-        UserError: the data are not there, or the target cannot be met.
-        RunError: it could not go on, or diverged.
+        UserError: the data are not there, or the network cannot do what is asked.
+        RunError: the run could not go on, or diverged.
     """
-    if ranks.launched():
-        make_accelerator(config.trainer)  # the processes find each other
-    with ranks.one_fate(but=(UserError,)):
-        data = ranks.in_turn(partial(_loaded, config))
-        config = settled(config, data)  # before the keys, which follow from it
-        steps = ranks.in_turn(lambda: plan(config, data))
-        key = steps["finetune"].key
-        if len(set(ranks.gathered([key]))) > 1:
+    with distributed.fail_fast(but=(UserError,)):
+        runtime.make_accelerator(config.trainer)  # several processes find each other
+        run = main_process_first(lambda: _load(config))
+        config, planned, key = run.config, list(run.steps.values()), run.steps["finetune"].key
+        if len(set(distributed.gather([key]))) > 1:
             raise UserError("the processes of this run have different settings, or find different data")
-        check_batches(recipes(config), data)
-        recorded = records.path_of(Path(config.results_dir), config.name, key)
-        known = ranks.decided(
-            lambda: records.read(recorded) if recorded.exists() and not config.dry_run else None
-        )
-        foreseen = [] if known else ranks.decided(lambda: _foreseen(config, data, steps, recorded.exists()))
+        path = records.path_of(Path(config.results_dir), config.name, key)
+        known = broadcast_from_main(lambda: records.read(path) if path.exists() else None)
+        if known and not config.dry_run:
+            _report(known, config, f"record: {path} (measured before)")
+            return Outcome(planned, path)
+        differs = main_process_first(lambda: _differences(run, experiment_file))
+        broadcast_from_main(lambda: _check(run))
+        broadcast_from_main(lambda: _print_plan(run))
+        if config.dry_run:
+            return Outcome(planned)
         folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
-        if not known and not config.dry_run:
-            ranks.decided(lambda: _prepare(config, folder))
-    if known:
-        _tell(known, config, f"record: {recorded} (measured before; results_dir=<folder> measures it anew)")
-        return Outcome(_recalled(known), recorded)
-    if config.dry_run:
-        return Outcome(foreseen)
-    stages: list[Stage] = []
-    with ranks.one_fate(), explained(steps.values()), _run_log(folder):
-        diverged, infos = _computed(config, data, steps, folder, stages)
-        record = ranks.decided(
-            lambda: _recorded(config, filed, data, steps, infos, diverged, folder, recorded)
-        )
-    _tell(record, config, f"{account(stages)}\nrun folder: {folder}\nrecord: {recorded}")
-    return Outcome(stages, recorded)
+        broadcast_from_main(lambda: _prepare(config, folder))
+    with distributed.fail_fast(), _explained(planned), _logs(folder) as charts:
+        infos, diverged = _obtain(replace(run, charts=charts))
+        record = broadcast_from_main(lambda: _record(run, infos, diverged, differs))
+        broadcast_from_main(lambda: _finish(run, record, folder))
+    _report(record, config, f"run folder: {folder}\nrecord: {path}")
+    return Outcome(planned, path)
 
 
-def _loaded(config: Config) -> Data:
-    data: Data = lookup.find("data", config.dataset.source).load(
-        config.dataset, Path(config.work_dir) / "data"
-    )
-    return data
+def _load(config: Config) -> Run:
+    """Read the data, decide the precision, and plan the stages."""
+    config = replace(config, trainer=runtime.resolved(config.trainer))
+    load = registry.find("data.datasets", config.dataset.source).load
+    data = load(config.dataset, Path(config.work_dir) / "data")
+    return Run(config, data, plan(config, data))
 
 
-def _foreseen(config: Config, data: Data, steps: dict[str, Step], recorded: bool) -> list[Stage]:
-    """Print what will be done, if it can be done at all, and return it."""
-    check_target(config, data)
-    foreseen = outlook(config, data, steps)
-    state = "recorded" if recorded else "no record yet"
-    print(f"{config.name}, seed {config.seed}: {state}", *lines(foreseen), f"  {total(foreseen)}", sep="\n")
-    return foreseen
+def _differences(run: Run, experiment: Config | None) -> dict[str, list[Any]]:
+    """Return the settings that make a run another one than its experiment file; none if its group is the same."""
+    if experiment is None:
+        return {}
+    trainer = replace(experiment.trainer, device=run.config.trainer.device)
+    experiment = replace(experiment, trainer=runtime.resolved(trainer))
+    theirs, ours = (dict(flat(asdict(config))) for config in (experiment, run.config))
+    differs = {key: [theirs.get(key), ours.get(key)] for key in {**theirs, **ours}
+               if key not in {*IGNORED_KEYS, "seed"} and theirs.get(key) != ours.get(key)}  # fmt: skip
+    same_data = not any(
+        key.startswith("dataset.") for key in differs
+    )  # else the file's have another fingerprint
+    same = same_data and plan(experiment, run.data)["finetune"].group == run.steps["finetune"].group
+    return {} if same else differs
+
+
+def _check(run: Run) -> None:
+    """Refuse, on an untrained network and before any work, what cannot be done (UserError)."""
+    config, data, chosen = run.config, run.data, run.config.model
+    names = {
+        "sparsify": "regularizer.train",
+        "finetune": "finetune" if config.retrain == "finetune" else "scratch",
+    }
+    trainings = {names.get(stage, stage): train for stage, train in keys.trainings(config).items()}
+    runtime.check_batches(trainings, data)
+    try:
+        model = storage.dense(chosen.family, chosen.name, data.shape, data.num_classes).build()
+        candidates = run.candidates(model)
+    except (IndexError, RuntimeError) as problem:  # too small for its poolings, or too long a text
+        raise UserError(f"model={chosen.name}: does not take inputs {data.shape}: {problem}") from problem
+    families.get(chosen.family).check(model, data)
+    if config.granularity == "weights":
+        unstructured.check(model, run.budget)
+    else:
+        candidates.check(run.budget)
+        for criterion in filter(None, (config.criterion.name, config.criterion.layer_budget_from)):
+            criteria.check(criterion, model, candidates.units)
+    if config.regularizer.name != "none":
+        keys.regularizer(config)[0](model)
+
+
+def _print_plan(run: Run) -> None:
+    print(f"{run.config.name}, seed {run.config.seed}:")
+    for step in run.steps.values():
+        epochs = f"  {step.epochs} epochs" if step.epochs else ""
+        print(f"  {step.name:<12} {step.key}  {'found' if step.done else 'to do'}{epochs}")
+    ahead = [step.epochs for step in run.steps.values() if not step.done]
+    print(f"  {len(run.steps) - len(ahead)} stages found, {len(ahead)} to do: {sum(ahead)} epochs")
 
 
 def _prepare(config: Config, folder: Path) -> None:
-    """Make the run's folder, and put the configuration into it."""
-    for place in ("results_dir", "work_dir"):
-        store.check_writable(Path(getattr(config, place)), place)
-    store.make_folder(folder, Path(config.work_dir))
-    store.refuse_links(folder)
-    store.write_json(folder / "config.json", asdict(config))
-
-
-def _recalled(record: records.Record) -> list[Stage]:
-    """Return the stages of a run that was recorded before."""
-    lengths = {stage: len(curve["train_loss"]) for stage, curve in record.curves.items()}
-    return [Stage(name, key, True, lengths.get(name, 0), 0.0) for name, key in record.stages.items()]
-
-
-def _computed(
-    config: Config, data: Data, steps: dict[str, Step], folder: Path, stages: list[Stage]
-) -> tuple[DivergenceError | None, dict[str, dict[str, Any]]]:
-    """Find or make every stage; return where the run diverged, if it did, and what the stages say.
-
-    Those that ended are added to ``stages``.
-    """
-    infos: dict[str, dict[str, Any]] = {}
-    charts = SummaryWriter(str(folder / "tensorboard")) if ranks.main() else nullcontext()
-    with logging_redirect_tqdm(), charts as writer:
-        try:
-            for name, found, info in Pipeline(config, data, steps, writer).run():
-                infos[name] = info
-                seconds, epochs = 0.0 if found else info["seconds"], len(info.get("curve", []))
-                stages.append(Stage(name, steps[name].key, found, epochs, seconds))
-        except DivergenceError as problem:
-            return problem, infos
-    return None, infos
-
-
-def _recorded(
-    config: Config,
-    filed: Mapping[str, Any],
-    data: Data,
-    steps: dict[str, Step],
-    infos: dict[str, dict[str, Any]],
-    diverged: DivergenceError | None,
-    folder: Path,
-    path: Path,
-) -> records.Record:
-    """Fill the run's folder and write its record; a run that diverged has one too."""
-    keys = {name: step.key for name, step in steps.items()}
-    device = make_accelerator(config.trainer).device.type
-    differs = records.differences(filed, config)
-    record = report.make_record(config, asdict(config), differs, data, keys, infos, device, diverged)
-    if not diverged:
-        report.fill_folder(folder, record, steps["finetune"].folder)
-        family = lookup.find("models", config.model.family)
-        if hasattr(family, "accompany"):
-            family.accompany(folder / "pruned", config.dataset.tokenizer)
-    with store.locked(steps["finetune"].lock):  # another run may be here with the same settings
-        store.clear_scratch(path)
-        if not path.exists():
-            records.write(Path(config.results_dir), record)
-    return record
-
-
-def _tell(record: records.Record, config: Config, more: str) -> None:
-    """Print what a run gave.
-
-    Raises:
-        RunError: it diverged.
-    """
-    summary = report.summary(record, config.selection)
-    if record.diverged:
-        raise RunError(f"{summary}\n{more}\na lower learning rate may help")
-    print(summary, more, sep="\n")
+    for key in ("results_dir", "work_dir"):
+        files.check_writable(Path(getattr(config, key)), key)
+    files.write_json(folder / "config.json", asdict(config))
 
 
 @contextmanager
-def _run_log(folder: Path) -> Iterator[None]:
-    if not ranks.main():
-        yield
+def _logs(folder: Path) -> Iterator[SummaryWriter | None]:
+    """Write the log and the charts of a run into its folder; in the main process alone."""
+    if not distributed.is_main():
+        yield None
         return
-    handler = logging.FileHandler(folder / "run.log")
+    handler, root = logging.FileHandler(folder / "run.log"), logging.getLogger("lpslim")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger("lpslim")
     root.setLevel(logging.INFO)
     root.addHandler(handler)
     try:
-        yield
+        with logging_redirect_tqdm(), SummaryWriter(str(folder / "tensorboard")) as charts:
+            yield charts
     finally:
         root.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _explained(planned: list[Step]) -> Iterator[None]:
+    """Turn a failure of the machine into a RunError that says what is kept; an interruption passes, after it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ninterrupted\n{_kept(planned)}", file=sys.stderr)
+        raise
+    except (MemoryError, OSError, RuntimeError, SafetensorError) as problem:
+        if isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(
+            problem
+        ):
+            happened = "out of memory: take a smaller batch_size, or a machine with more memory"
+        elif isinstance(problem, OSError | SafetensorError):
+            happened = f"{problem}: free space, permit writing, or put back what is missing"
+        else:
+            raise
+        raise RunError(f"{happened}\n{_kept(planned)}") from problem
+
+
+def _kept(planned: list[Step]) -> str:
+    return f"kept: {', '.join(s.name for s in planned if s.done) or 'checkpoints'}; the same command goes on"
+
+
+def _obtain(run: Run) -> tuple[dict[str, Info], DivergenceError | None]:
+    """Find or compute every stage; return what they say of themselves, and where one diverged."""
+    infos: dict[str, Info] = {}
+    try:
+        for stage in run.steps:
+            infos[stage] = stages.obtain(run, stage)
+    except DivergenceError as problem:
+        return infos, problem
+    return infos, None
+
+
+def _record(
+    run: Run, infos: dict[str, Info], diverged: DivergenceError | None, differs: dict[str, Any]
+) -> Record:
+    device = runtime.make_accelerator(run.config.trainer).device.type
+    environment = records.environment(device, distributed.count())
+    described = {**keys.method(run.config), "differs": differs, "environment": environment}
+    return records.make_record(run.config, run.data, run.steps, infos, diverged, **described)
+
+
+def _finish(run: Run, record: Record, folder: Path) -> None:
+    """Fill the run's folder, then write the record."""
+    config, last = run.config, run.steps["finetune"]
+    if record.convergence:
+        rows = [list(record.convergence[0]), *(row.values() for row in record.convergence)]
+        files.write_text(folder / "convergence.csv", "".join(f"{','.join(map(str, row))}\n" for row in rows))
+    if not record.diverged:
+        ignored = shutil.ignore_patterns(files.MANIFEST)
+        shutil.copytree(last.folder, folder / "pruned", ignore=ignored, dirs_exist_ok=True)
+        families.get(config.model.family).save_tokenizer(folder / "pruned", config.dataset.tokenizer)
+    path = records.path_of(Path(config.results_dir), config.name, record.key)
+    with files.locked(last.lock):  # another run may be here with the same settings
+        files.clear_scratch(path)
+        if not path.exists():
+            records.write(Path(config.results_dir), record)
+
+
+def _report(record: Record, config: Config, places: str) -> None:
+    """Print what a run gave; a run that diverged raises it as a RunError."""
+    title, cost, protocol = (
+        f"{record.experiment}, seed {record.seed}: {record.method}",
+        record.cost,
+        config.protocol,
+    )
+    if where := record.diverged:
+        happened = f"diverged in {where.stage}, epoch {where.epoch}, step {where.step}: loss {where.loss}"
+        raise RunError(f"{title}: {happened}\n{places}\na lower learning rate may help")
+    if distributed.is_main():
+        print(f"{title}: test {record.data.metric} (protocol={protocol})")
+        for name, stage in (("dense", "baseline"), ("pruned", "prune"), ("fine-tuned", "finetune")):
+            print(f"  {name:<11}{record.accuracy[stage][protocol]:6.2f} %")
+        print(f"  multiply-adds -{cost.flops_drop:.2f} %, parameters -{cost.params_drop:.2f} %\n{places}")
