@@ -138,16 +138,11 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
 
 def show(row: dict[str, Any]) -> None:
     """Print a row."""
-    print(
-        f"\n{row['network']}, batch {row['batch']}, {row['image']} px, {row['weights']} regularised weights: "
-        f"{row['step_ms'].median:.0f} ms a step, {row['update_ms'].median:.1f} ms a Z/U update"
-    )
+    print(f"\n{row['network']}, batch {row['batch']}, {row['image']} px: {row['step_ms']} ms a step, "
+          f"{row['update_ms']} ms an update, gradient {100 * row['inside'].median:.2f} % of a step")  # fmt: skip
     for kind in ("ours", "released"):
-        inside = f"   inside {100 * row['inside'].median:.2f} %" if kind == "ours" else ""
-        print(
-            f"  {kind:<9} time x {row[f'{kind}_ratio']}   memory {row[f'{kind}_memory']:.2f} copies, "
-            f"peak +{row[f'{kind}_peak']:.2f}{inside}"
-        )
+        print(f"  {kind:<9} time x {row[f'{kind}_ratio']}   memory {row[f'{kind}_memory']:.2f} copies, "
+              f"peak +{row[f'{kind}_peak']:.2f}")  # fmt: skip
 
 
 def main() -> None:

@@ -1,17 +1,14 @@
 """Latency of a pruned network beside its original, in PyTorch and in ONNX Runtime.
 
     python benchmarks/latency.py outputs/runs/<name>/<key>/pruned --threads 2
-    python benchmarks/latency.py --targets vgg16        # rows of benchmarks/widths.csv
-    python benchmarks/latency.py                        # VGG-16 for 32x32 images, half of all channels
+    python benchmarks/latency.py --targets resnet56     # networks of the paper's tables: widths.csv
 
-Calls of the two networks alternate in one process, so that a drifting machine hurts both alike. A round is half
-a second of such pairs, and its figures are their medians; the table prints the median of the rounds, quartiles
-in brackets. ``share`` is the realised speed-up over the ratio of the multiply-adds: 1 is all of it.
+Calls of the two networks alternate in one process, so that a drifting machine hurts both alike. A round is
+half a second of such pairs, and its figures are their medians; the table prints the median of the rounds,
+quartiles in brackets. ``share`` is the realised speed-up over the ratio of the multiply-adds: 1 is all of it.
+Networks of the tables have fresh weights: time depends on the widths, not on the weights.
 
-``--targets`` measures networks of the paper's tables (all rows, or those with the text in their name) with
-fresh weights: time depends on the widths, which widths.csv lists, and not on the weights.
-
-From Python, for two networks of your own: ``benchmarks.latency.compare(model, pruned.model, image)``.
+From Python, for two networks of your own: ``latency.measure(latency.Pair(model, pruned.model, image))``.
 
 The share is not 1: narrow layers use a processor less well, and what is not a multiply-add shrinks less; but
 what is left may fit a cache that the original did not. Wide brackets mean that the machine was busy.
@@ -19,8 +16,8 @@ what is left may fit a cache that the original did not. Wide brackets mean that 
 
 from __future__ import annotations
 
-import copy
 import csv
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,14 +42,14 @@ from lpslim.models.storage import Architecture
 from lpslim.pruning import cost
 
 ROUND = 0.5  # seconds
-HEADER = ("engine", "batch", "dense ms", "pruned ms", "speed-up", "FLOPs ratio", "share")
+COLUMNS = ("engine", "batch", "dense_ms", "pruned_ms", "speed_up", "flops_ratio", "share")
 LINE = "{:<13} {:>5} {:>24} {:>24} {:>18} {:>12} {:>6}"
 WIDTHS = Path(__file__).parent / "widths.csv"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An original and its pruned form. example: one blank input."""
+    """An original and its pruned form, on the CPU. example: one blank input."""
 
     dense: nn.Module
     pruned: nn.Module
@@ -80,40 +77,27 @@ def from_folder(folder: Path) -> Pair:
     described = storage.describe(folder)
     if described.family is None:
         raise UserError(
-            f"{folder}: {described.name} is a network of your own: use benchmarks.latency.compare"
+            f"{folder}: {described.name} is a network of your own: use benchmarks.latency.measure"
         )
     return Pair(
         replace(described, kept={}).build(), lpslim.load(folder), example_input(described.input_shape)
     )
 
 
-def from_widths(
-    family: str, name: str, classes: int, shape: tuple[int, ...], widths: Sequence[int] = ()
-) -> Pair:
-    """Return a network with fresh weights and so many units in each prunable layer, or half of them."""
-    if family == "bert":  # its configuration would come from the hub
-        arguments = {"num_classes": classes, "configuration": {"model_type": "bert"}}
-        dense = Architecture(family, name, shape, arguments)
-    else:
-        dense = storage.dense(family, name, shape, classes)
+def from_widths(row: dict[str, str]) -> Pair:
+    """Return the network of a line of widths.csv beside its original, both with fresh weights."""
+    shape = tuple(int(size) for size in row["shape"].split())
+    dense = Architecture(row["family"], row["name"], shape, json.loads(row["arguments"]))
     model = dense.build()
-    units = dense.units(model)
-    widths = widths or [each.size // 2 for each in units]
-    kept = {each.layer: list(range(width)) for each, width in zip(units, widths, strict=True)}
+    widths = [int(width) for width in row["widths"].split()]
+    kept = {each.layer: list(range(width)) for each, width in zip(dense.units(model), widths, strict=True)}
     return Pair(model, replace(dense, kept=kept).build(), example_input(shape))
 
 
 def targets(text: str) -> dict[str, Callable[[], Pair]]:
-    """Return the rows of widths.csv whose name has ``text``, each as a function that builds its networks."""
-    made = {}
+    """Return the lines of widths.csv whose row has ``text``, each as a function that builds its networks."""
     with open(WIDTHS, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            shape = tuple(int(size) for size in row["shape"].split())
-            widths = [int(width) for width in row["widths"].split()]
-            name = f"{row['experiment']}, {row['rounding']}"
-            build = partial(from_widths, row["family"], row["name"], int(row["classes"]), shape, widths)
-            made |= {name: build} if text in name else {}
-    return made
+        return {row["row"]: partial(from_widths, row) for row in csv.DictReader(file) if text in row["row"]}
 
 
 def in_pytorch(pair: Pair) -> list[Callable[[Tensor], object]]:
@@ -127,7 +111,7 @@ def in_pytorch(pair: Pair) -> list[Callable[[Tensor], object]]:
     return [partial(call, model.to(memory_format=layout)) for model in (pair.dense, pair.pruned)]
 
 
-def in_onnx_runtime(pair: Pair, threads: int) -> list[Callable[[Tensor], object]]:
+def in_onnx_runtime(pair: Pair) -> list[Callable[[Tensor], object]]:
     """Return the calls of both networks in ONNX Runtime.
 
     Raises:
@@ -138,7 +122,7 @@ def in_onnx_runtime(pair: Pair, threads: int) -> list[Callable[[Tensor], object]
         for name, model in (("dense", pair.dense), ("pruned", pair.pruned)):
             path = Path(folder) / f"{name}.onnx"
             onnx.to_onnx(model, pair.example, path)
-            calls.append(partial(onnx.logits, onnx.session(path, threads)))
+            calls.append(partial(onnx.logits, onnx.session(path, torch.get_num_threads())))
     return calls
 
 
@@ -154,14 +138,11 @@ def speed(calls: Sequence[Callable[[Tensor], object]], inputs: Tensor, rounds: i
     return sides
 
 
-def measure(pair: Pair, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def measure(pair: Pair, batches: Sequence[int] = (1, 32), rounds: int = 9) -> list[dict[str, Any]]:
     """Measure a pair in both engines, print the table and return its rows."""
-    print(LINE.format(*HEADER))
+    print(LINE.format(*COLUMNS))
     flops, rows = pair.flops_ratio, []
-    engines = {
-        "PyTorch": in_pytorch,
-        "ONNX Runtime": partial(in_onnx_runtime, threads=torch.get_num_threads()),
-    }
+    engines = {"PyTorch": in_pytorch, "ONNX Runtime": in_onnx_runtime}
     with eval_mode(pair.dense), eval_mode(pair.pruned):
         for engine, calls_of in engines.items():
             try:
@@ -172,44 +153,29 @@ def measure(pair: Pair, batches: Sequence[int], rounds: int) -> list[dict[str, A
             for batch in batches:
                 dense, pruned = speed(calls, pair.inputs(batch), rounds)
                 gain = Spread.of(before / after for before, after in zip(dense, pruned, strict=True))
-                row = {"engine": engine, "batch": batch, "dense_ms": Spread.of(dense)}
-                row |= {"pruned_ms": Spread.of(pruned), "speed_up": gain}
-                row |= {"flops_ratio": flops, "share": gain.median / flops}
-                cells = (row["dense_ms"], row["pruned_ms"], gain, f"{flops:.2f}", f"{row['share']:.2f}")
-                print(LINE.format(engine, batch, *map(str, cells)), flush=True)
-                rows.append(row)
+                cells = (Spread.of(dense), Spread.of(pruned), gain, flops, gain.median / flops)
+                texts = (str(cell) if isinstance(cell, Spread) else f"{cell:.2f}" for cell in cells)
+                print(LINE.format(engine, batch, *texts), flush=True)
+                rows.append(dict(zip(COLUMNS, (engine, batch, *cells), strict=True)))
     return rows
-
-
-def compare(
-    dense: nn.Module, pruned: nn.Module, example: Tensor, *, batches: Sequence[int] = (1, 32), rounds: int = 9
-) -> list[dict[str, Any]]:
-    """Measure two networks on the CPU, print the table and return its rows; the networks stay as they are.
-
-    example: (1, C, H, W), or tokens (1, 3, L).
-    """
-    pair = Pair(copy.deepcopy(dense).cpu(), copy.deepcopy(pruned).cpu(), example.cpu())
-    return measure(pair, batches, rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write; return the exit code (2: the user's mistake)."""
     parser = timing.parser(__doc__)
     parser.add_argument("network", type=Path, nargs="?", help="folder of a run or of a pruned network")
-    parser.add_argument("--targets", nargs="?", const="", metavar="TEXT", help="rows of widths.csv")
+    parser.add_argument(
+        "--targets", default="vgg16", metavar="TEXT", help="rows of widths.csv with this text"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], metavar="N")
     options = parser.parse_args(arguments)
     host, rows = timing.begin(options), []
     try:
-        if options.network:
-            pairs = {str(options.network): partial(from_folder, options.network)}
-        elif options.targets is not None:
-            pairs = targets(options.targets)
-        else:
-            pairs = {"VGG-16, half its channels": partial(from_widths, "vgg", "vgg16", 10, (3, 32, 32))}
+        folder = {str(options.network): partial(from_folder, options.network)}
+        pairs = folder if options.network else targets(options.targets)
         for name, build in pairs.items():
             print(f"\n{name}")
-            rounds = 3 if options.quick or not options.network else 9
+            rounds = 3 if options.quick else 9
             rows += [{"network": name, **row} for row in measure(build(), options.batches, rounds)]
     except (UserError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)

@@ -1,171 +1,115 @@
-"""What many records cost: read as JSON, indexed, read through the index, and rendered as tables.
+"""Time to read many records, and to render all tables from them.
 
     python benchmarks/records.py --quick
 
-Records of made-up numbers, shaped and sized like a committed one, are written to a temporary folder: the
-paper's own rows with three seeds each, then sweeps over p, M, rho and ratio with five seeds on ten pairs of
-data set and network. Some diverged, some are of older code. ``tables`` is the whole process
-``python -m reproduce.tables``, from its start to its end: without an index, with one, and with one that lacks
-the newest record. 100,000 records, 0.6 GB; 10,000 with --quick. Four minutes on two CPU cores, half a
-minute with --quick.
+Records of made-up numbers, some 6 kB each, are written to a temporary folder: sweeps over p, M, rho and ratio
+with five seeds, on ten pairs of data set and network. ``read`` is records.read_all in this process;
+``tables`` is the process ``python -m reproduce.tables``. 100,000 records, 0.7 GB; 10,000 with --quick. A few
+minutes on two CPU cores, half a minute with --quick.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
-import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import timing
 from timing import Spread
 
-from lpslim import index
 from lpslim.base.hashing import digest
 from lpslim.experiment import records
-from reproduce import published
+from lpslim.experiment.config import Config
 
 ROOT = Path(__file__).parents[1]
-TEMPLATE = next((ROOT / "results" / "records" / "cifar10_resnet20" / "lp").glob("*.json"))
-PAIRS = [(data, model) for data in ("cifar10", "cifar100", "imagenette", "tiny_imagenet", "digits32")
-         for model in ("resnet20", "vgg16")]  # fmt: skip
+DATA = ("cifar10", "cifar100", "imagenette", "tiny_imagenet", "digits32")
 KNOBS = {"p": (1.0, 2.0, 3.0, 5.0, 8.0), "M": (0.5, 1.0, 2.0, None), "rho": (5e-4, 1e-3, 1.5e-3, 3e-3, 1e-2),
          "ratio": tuple(i / 40 for i in range(12, 32))}  # fmt: skip
-SEEDS = range(5)
-SHOWN = {"json_s": "read as JSON", "index_cold_s": "read as JSON, and indexed",
-         "index_warm_s": "read through the index",
-         "tables_cold_s": "all tables, no index yet", "tables_warm_s": "all tables, through the index",
-         "tables_one_added_s": "all tables, one record added since"}  # fmt: skip
-NAMES = {("cifar10", "vgg16"): "vgg16_cifar10/flops60_cos350"}  # a sweep that departs from a row of the paper
-FORMER = "multiply-adds of convolution layers"  # a rule of counting that is not today's
+STAGES = ("baseline", "sparsify", "prune", "finetune")
+EPOCHS = {"baseline": 60, "sparsify": 3, "finetune": 60}
 
 
 def drawn(count: int) -> Iterator[dict[str, Any]]:
-    """Yield so many different records, always the same ones."""
-    template, random_ = json.loads(TEMPLATE.read_text()), random.Random(0)
-    rows = [row for table in list(published.TITLES)[:3] for row in published.read(table) if row.experiment]
-    filed = ((_asked(row), row.experiment, _network(row), seed) for row in rows for seed in range(3))
-    cells = itertools.product(*KNOBS.values())
-    knobs = [dict(zip(KNOBS, values, strict=True)) for values in cells]
-    swept = ((chosen, NAMES.get(pair, f"sweep/{'_'.join(pair)}"), pair, seed)
-             for chosen in knobs for pair in PAIRS for seed in SEEDS)  # fmt: skip
-    for number, (chosen, name, pair, seed) in enumerate(
-        itertools.islice(itertools.chain(filed, swept), count)
-    ):
-        yield _record(template, random_, number, chosen, name, pair, seed)
+    """Yield the contents of so many different records, always the same ones."""
+    numbers = random.Random(0)
+    knobs = (dict(zip(KNOBS, values, strict=True)) for values in itertools.product(*KNOBS.values()))
+    cells = itertools.product(knobs, DATA, ("resnet20", "vgg16"), range(5))
+    for chosen, data, model, seed in itertools.islice(cells, count):
+        yield content(chosen, data, model, seed, numbers)
 
 
-def _asked(row: published.Row) -> dict[str, Any]:
-    epochs = {
-        "epochs": int(row.place["finetune_epochs"]),
-        "schedule": {"cos": "cosine"}.get(row.place["schedule"], "step"),
-    }
-    return {"target_flops": float(row.cells["flops_drop"]) / 100, "finetune": epochs}
+def content(
+    chosen: dict[str, Any], data: str, model: str, seed: int, numbers: random.Random
+) -> dict[str, Any]:
+    """Return the content of one record."""
+    config = asdict(Config(name=f"sweep/{data}_{model}", seed=seed, **chosen))
+    config["model"]["name"], config["dataset"]["name"] = model, data
+    shaping = {"baseline": {}, "sparsify": {name: chosen[name] for name in ("p", "M", "rho")}}
+    parts = {stage: [data, model, stage, shaping.get(stage, chosen)] for stage in STAGES}
+    stages = {stage: digest([*part, seed])[:16] for stage, part in parts.items()}
+
+    def percents(count: int) -> list[float]:
+        return [round(100 * numbers.random(), 4) for _ in range(count)]
+
+    columns = ("train_loss", "val_accuracy", "test_accuracy")
+    curves = {stage: {name: percents(epochs) for name in columns} for stage, epochs in EPOCHS.items()}
+    return {
+        "schema": 2,
+        "experiment": config["name"],
+        "method": f"Lp p={chosen['p']:g}, M={chosen['M']}",
+        "kind": "ADMM",
+        "seed": seed,
+        "key": stages["finetune"],
+        "stages": stages,
+        "groups": {stage: digest(part)[:16] for stage, part in parts.items()},
+        "versions": {stage: records.VERSIONS[stage] for stage in STAGES},
+        "weights": {stage: digest([key, stage]) for stage, key in stages.items()},
+        "differs": {},
+        "config": config,
+        "data": {"name": data, "source": f"image folder {data}", "fingerprint": digest(data),
+                 "metric": "accuracy", "train": 45000, "val": 5000, "test": 10000},
+        "cost": {"rule": records.RULE, "flops_drop": 50.0, "params_drop": 50.0,
+                 "dense": {"macs": 40_000_000, "params": 270_000},
+                 "pruned": {"macs": 20_000_000, "params": 135_000}},
+        "accuracy": {stage: dict.fromkeys(("last", "val", "paper"), percents(1)[0]) for stage in STAGES},
+        "channels": {f"layer{i}.conv1": [numbers.randint(1, 64), 64] for i in range(9)},
+        "convergence": [{"iteration": i, "primal": numbers.random()} for i in range(1, 4)],
+        "curves": curves,
+        "seconds": dict.fromkeys(STAGES, 100.0),
+        "environment": {"device": "cpu", "torch": "2.14.1"},
+    }  # fmt: skip
 
 
-def _network(row: published.Row) -> tuple[str, str]:
-    model, _, data = row.table.partition("_")
-    return data, f"resnet{row.place['depth']}" if "depth" in row.place else model
-
-
-def _record(
-    template: dict[str, Any], random_: random.Random, number: int, chosen: dict[str, Any], name: str,
-    pair: tuple[str, str], seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    made = copy.deepcopy(template)
-    key = f"{number:016x}"
-    differs = {knob: [made["config"][knob], value] for knob, value in chosen.items() if knob in KNOBS}
-    made |= {"experiment": name, "key": key, "seed": seed, "differs": differs}
-    finetune = made["config"]["finetune"] | chosen.get("finetune", {})
-    made["config"] |= {"name": name, "seed": seed, "target_flops": None, **chosen, "finetune": finetune}
-    made["config"]["dataset"]["name"], made["config"]["model"]["name"] = pair
-    pull = [made["config"][knob] for knob in ("p", "M", "rho")]
-    shared = {"baseline": digest([pair, seed]), "sparsify": digest([pair, seed, pull])}
-    made["stages"] = {stage: shared.get(stage, key)[:16] for stage in made["stages"]}
-    made["data"] |= {
-        "name": pair[0],
-        "source": f"image folder {pair[0]}",
-        "fingerprint": f"{pair[0].encode().hex():0<64}",
-    }
-    for layer, (_, of) in made["channels"].items():
-        made["channels"][layer] = [random_.randint(1, of), of]
-    for row in made["convergence"]:
-        row |= {"primal": 9 * random_.random(), "dual": random_.random(), "sparsity": random_.random()}
-    for curve in made["curves"].values():
-        for column, values in curve.items():
-            curve[column] = [round(100 * random_.random(), 4) for _ in values]
-    for stage, marks in made["accuracy"].items():
-        made["accuracy"][stage] = dict.fromkeys(marks, 80 + 15 * random_.random())
-    made["cost"]["flops_drop"] = 100 * random_.random()
-    made["seconds"] = {stage: round(1000 * random_.random(), 1) for stage in made["seconds"]}
-    made["weights"] = {stage: f"{random_.getrandbits(256):064x}" for stage in made["accuracy"]}
-    if number % 1000 == 500:
-        made["diverged"] = {"stage": "finetune", "epoch": 2, "step": 17, "loss": "nan"}
-        del made["accuracy"]["finetune"]
-    if number % 10_000 == 900:
-        made["cost"]["rule"] = FORMER
-    return made
-
-
-def write(results: Path, made: dict[str, Any]) -> int:
-    """Write a record as runs do, without waiting for the disk; return its size in bytes."""
-    path = records.path_of(results, made["experiment"], made["key"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.write_text(json.dumps(made, indent=1) + "\n")
-
-
-def rendered(results: Path) -> Spread:
-    """Return the seconds of the process that renders all tables."""
+def tables(results: Path) -> None:
+    """Render all tables in a process of their own."""
     command = [sys.executable, "-m", "reproduce.tables", "--results", str(results)]
-    places = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    work = partial(subprocess.run, command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                   env={**os.environ, "PYTHONPATH": places})  # fmt: skip
-    return Spread.of([timing.seconds(work)])
-
-
-def measure(results: Path, count: int, rounds: int) -> dict[str, Any]:
-    """Return one row of figures of so many records, and of one more."""
-    made = drawn(count + 1)
-    sizes = [write(results, each) for each in itertools.islice(made, count)]
-    time.sleep(3)  # younger files are not yet in an index
-
-    def once(work: timing.Work) -> Spread:
-        return Spread.of([timing.seconds(work)])
-
-    stored = results / index.NAME
-    row: dict[str, Any] = {"records": len(sizes), "bytes": sum(sizes)}
-    row["json_s"] = once(lambda: records.read_all(results))
-    row["index_cold_s"] = once(lambda: index.read_all(results))
-    row["index_bytes"] = stored.stat().st_size
-    row["index_warm_s"] = Spread.of(timing.in_turn({"": lambda: index.read_all(results)}, rounds, 0)[""])
-    row["tables_warm_s"] = Spread.of(rendered(results).median for _ in range(rounds))
-    write(results, next(made))
-    row["tables_one_added_s"] = rendered(results)
-    stored.unlink()
-    row["tables_cold_s"] = rendered(results)
-    return row
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
     """Measure, print and write."""
     options = timing.parser(__doc__, "records").parse_args()
-    host = timing.begin(options)
-    count, rounds = (10_000, 3) if options.quick else (100_000, 5)
+    host, size = timing.begin(options), 0
     with tempfile.TemporaryDirectory(prefix="lpslim-records-") as folder:
-        row = measure(Path(folder), count, rounds)
-    print(f"{row['records']} records, {row['bytes'] / 1e6:.0f} MB; index {row['index_bytes'] / 1e6:.0f} MB")
-    for name, what in SHOWN.items():
-        print(f"  {what:<44} {row[name].median:7.2f} s")
-    timing.write(options, host, [row])
+        results = Path(folder)
+        for made in drawn(10_000 if options.quick else 100_000):
+            path = records.path_of(results, made["experiment"], made["key"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size += path.write_bytes(msgspec.json.encode(made))
+        count = len(list(results.rglob("*.json")))
+        works = {"read": lambda: records.read_all(results), "tables": lambda: tables(results)}
+        times = {name: Spread.of(times) for name, times in timing.in_turn(works, 3, warm=0).items()}
+    print(f"{count} records, {size / 1e6:.0f} MB: read {times['read']} s, all tables {times['tables']} s")
+    timing.write(options, host, [{"records": count, "bytes": size, **times}])
 
 
 if __name__ == "__main__":

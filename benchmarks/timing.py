@@ -122,8 +122,7 @@ def machine() -> dict[str, Any]:
 
 def parser(description: str | None, name: str = "") -> argparse.ArgumentParser:
     """Return a command line with --quick, --threads and --json: results/<name>.json, or no file."""
-    plain = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(description=description, formatter_class=plain)
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     made.add_argument("--quick", action="store_true", help="fewer rounds: less than two minutes")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     made.add_argument("--json", type=Path, default=RESULTS / f"{name}.json" if name else None, metavar="FILE")
