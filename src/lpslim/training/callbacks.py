@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,25 +31,22 @@ class Callback:
         """Go on from a checkpoint; called after ``begin``."""
 
 
+@dataclass(eq=False)
 class Regularizer(Callback):
-    """Callback that adds a penalty; the base class of the plug-ins in ``training.regularizers``.
+    """Callback that adds a penalty: base class of the plug-ins in ``training.regularizers``.
 
-    ``convergence`` has one row per outer iteration, for those that have outer iterations.
+    convergence: one row per outer iteration, of those that have outer iterations.
     """
 
-    def __init__(self) -> None:
-        self.convergence: list[dict[str, float]] = []
+    convergence: list[dict[str, float]] = field(default_factory=list, init=False)
 
     def sparse(self) -> dict[str, Tensor]:
-        """Return the sparse copy Z of the weights by parameter name, on the CPU; empty where there is none."""
+        """Return the sparse copy Z of the weights, by parameter name, on the CPU; empty if there is none."""
         return {}
 
 
 class MaskKeeper(Callback):
-    """Keeps pruned weights at zero by dropping their gradients.
-
-    Without gradient, momentum and decay of a zero, SGD and AdamW leave it exactly where it is.
-    """
+    """Keeps pruned weights at zero: without a gradient, SGD and AdamW leave a zero where it is."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights = list(regularised_weights(model).values())

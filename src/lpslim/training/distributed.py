@@ -1,7 +1,6 @@
-"""Several processes that train one network: who takes what, and what all of them agree on.
+"""Processes of one run, started by torchrun or ``accelerate launch`` and joined by Accelerate.
 
-They are started by torchrun or ``accelerate launch``, and find each other through Accelerate. A program that
-runs alone is process 0 of 1: everything here then does nothing. Process 0, the main one, decides and writes.
+A program that runs alone is process 0 of 1. Process 0 is the main one: it decides and writes.
 """
 
 from __future__ import annotations
@@ -9,175 +8,113 @@ from __future__ import annotations
 import atexit
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
 from lpslim.base.errors import RunError, UserError
 from lpslim.data.splits import Share
 
-PATIENCE = timedelta(days=365)  # the others wait while the main one does a stage, or waits for another run
+PATIENCE = timedelta(days=365)  # the others wait while the main process does a stage, or waits for a lock
 T = TypeVar("T")
-_alone = False  # see alone()
-
-
-class ElsewhereError(Exception):
-    """The main process failed, and says so itself."""
 
 
 def launched() -> bool:
-    """Whether this is one of several processes of one run."""
+    """Return whether this is one of several processes of one run."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def share() -> Share:
-    """Return which of how many processes this is; 0 of 1 before Accelerate has joined them."""
-    if _alone or not (dist.is_available() and dist.is_initialized()):
-        return Share()
-    return Share(dist.get_rank(), dist.get_world_size())
+    """Return this process's share of batches and splits; the whole before Accelerate has joined them."""
+    joined = dist.is_available() and dist.is_initialized()
+    return Share(dist.get_rank(), dist.get_world_size()) if joined else Share()
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Let this process be 0 of 1 in the block: what it does there, the others have no part in."""
-    global _alone
-    before, _alone = _alone, True
-    try:
-        yield
-    finally:
-        _alone = before
+def count() -> int:
+    """Return the number of joined processes."""
+    return share().world
 
 
-def main() -> bool:
-    """Whether this is the process that decides, writes and speaks."""
+def is_main() -> bool:
+    """Return whether this is the main process."""
     return share().rank == 0
 
 
-def counted() -> dict[str, int]:
-    """Return how many processes there are as ``processes``; nothing if it is one."""
-    world = share().world
-    return {"processes": world} if world > 1 else {}
+def gather(values: list[T]) -> list[T]:
+    """Return the values of all processes, in the processes' order; tensors must be on the CPU."""
+    return gather_object(values) if count() > 1 else values
 
 
-@cache
-def _messages() -> Any:
-    """Return the group that messages go over, on the CPU whatever the gradients are on."""
-    atexit.register(dist.destroy_process_group)
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
-
-
-def gathered(values: list[T]) -> list[T]:
-    """Return what all processes have, in their order; tensors must be on the CPU."""
-    if (world := share().world) == 1:
-        return values
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, values, group=_messages())
-    return [value for part in parts for value in part]
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return the tensors (n, ...) of all processes as one; with several processes, on the CPU."""
-    if share().world == 1:
-        return torch.cat(list(parts))
-    return torch.cat(gathered([part.cpu() for part in parts]))
-
-
-def mean(value: Tensor) -> Tensor:
-    """Return the mean over the processes, the same bits in each; does not wait for an accelerator."""
-    if (world := share().world) == 1:
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / world
+def mean(tensor: Tensor) -> Tensor:
+    """Return the mean over the processes: the same bits in each, without waiting for a GPU."""
+    return reduce(tensor) if count() > 1 else tensor
 
 
 def same_buffers(model: nn.Module) -> None:
-    """Give every process the buffers of the main one, such as what batch-norm has seen."""
-    if share().world > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+    """Give every process the main one's buffers, such as the statistics of batch-norm."""
+    if count() > 1:
+        broadcast(list(model.buffers()))
 
 
-def decided(action: Callable[[], T]) -> T:
-    """Return what ``action`` gives in the main process, which alone does it, to every process.
+def broadcast_from_main(action: Callable[[], T]) -> T:
+    """Return, in every process, the result of ``action`` in the main one, which alone runs it.
 
-    Raises:
-        ElsewhereError: in the others, where the main one has raised anything but a UserError.
-        UserError: in all of them.
+    Where it raises, so do the others: its UserError, or a RunError in place of any other exception.
     """
-    if share().world == 1:
+    if count() == 1:
         return action()
-    problem: Exception | None = None
-    outcome: list[Any] = [None, None]  # the value; whose fault it is, and in what words
-    if main():
+    failure: Exception | None = None
+    outcome: list[Any] = [None, None]
+    if is_main():
         try:
             outcome[0] = action()
-        except Exception as raised:
-            problem = raised
-            outcome[1] = UserError if isinstance(raised, UserError) else ElsewhereError, str(raised)
-    dist.broadcast_object_list(outcome, src=0, group=_messages())
-    if problem:
-        raise problem
-    value, fault = outcome
-    if fault:
-        kind, words = fault
-        raise kind(words)
-    return value
+        except Exception as problem:
+            failure = problem
+            outcome[1] = problem if isinstance(problem, UserError) else RunError("the main process failed")
+    result, error = broadcast_object_list(outcome)
+    if failure or error:
+        raise failure or error
+    return result
 
 
-def in_turn(action: Callable[[], T]) -> T:
-    """Return what ``action`` gives here: the main process does it first, the others find what it has cached.
+def main_process_first(action: Callable[[], T]) -> T:
+    """Return the result of ``action`` here; the main process runs it first, the others find what it cached.
 
-    Raises:
-        UserError: one of them has raised it; then all do.
+    Where one of them raises a UserError, all do.
     """
-    if share().world == 1:
+    if count() == 1:
         return action()
     result, faults = None, []
-    for mine in (main(), not main()):
-        if mine:
-            try:
-                result = action()
-            except UserError as problem:
-                faults.append(str(problem))
-        if faults := gathered(faults):
-            raise UserError(faults[0])
+    with PartialState().main_process_first():
+        try:
+            result = action()
+        except UserError as problem:
+            faults.append(str(problem))
+    if faults := gather(faults):
+        raise UserError(faults[0])
     return result  # type: ignore[return-value]
 
 
 @contextmanager
-def one_fate(but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Of several processes, end one that fails in the block at once: its launcher then ends the others.
+def fail_fast(but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """End one of several processes that fails in the block: its launcher then ends those that wait for it.
 
-    They would wait for it for ever; and the next job of a sweep would find them in the midst of this one.
-    ``but``: what all processes are known to raise together, which passes.
-
-    Raises:
-        SystemExit: with a message for the error stream, or where the main process gives it, without.
+    but: exceptions that all processes raise together, which pass.
     """
     try:
         yield
     except BaseException as problem:
-        if share().world == 1 or isinstance(problem, but):
+        if count() == 1 or isinstance(problem, but):
             raise
         atexit.unregister(dist.destroy_process_group)  # it would wait for the others
         if not isinstance(problem, Exception):
             raise
-        raise SystemExit(_last_words(problem)) from problem
-
-
-def _last_words(problem: Exception) -> str | int:
-    who = f"error: process {share().rank}: "
-    if isinstance(problem, ElsewhereError):
-        return 1
-    if isinstance(problem, RunError | UserError):
-        return who + str(problem)
-    if isinstance(problem, dist.DistError) or "gloo" in str(problem):
-        return who + f"lost the others ({str(problem).splitlines()[0][:160]})"
-    return who + "".join(traceback.format_exception(problem))
+        told = isinstance(problem, RunError | UserError)
+        text = str(problem) if told else "".join(traceback.format_exception(problem))
+        raise SystemExit(f"error: process {share().rank}: {text}") from problem

@@ -1,59 +1,60 @@
-"""The one way accuracy is computed: over all samples at once, never a mean over batches."""
+"""Evaluation of a network over all samples at once, always in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lpslim.base.modules import evaluating
-from lpslim.data.metrics import CLASSIFICATION, Task
-from lpslim.data.splits import WHOLE, Share, Split
-from lpslim.training.loop import distributed
+from lpslim.base.modules import eval_mode
+from lpslim.data.metrics import Task
+from lpslim.data.splits import WHOLE, Batch, Share, Split
+from lpslim.training.distributed import gather
 
 EVAL_BATCH = 500
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    forward: Callable[[Tensor], Tensor] | None = None,
-    *,
-    task: Task = CLASSIFICATION,
-    share: Share = WHOLE,
-) -> dict[str, float]:
-    """Return the task's metric in percent as ``accuracy``, and the mean ``loss``, over all of ``split``.
+def evaluate(model: nn.Module, split: Split, *, task: Task, share: Share = WHOLE) -> dict[str, float]:
+    """Return the metric in percent as ``accuracy``, and the mean ``loss``, over all of ``split``.
 
-    ``forward`` may be a compiled or autocast form of ``model``; every module is left in the mode,
-    training or evaluation, in which it came. With a ``share``, every process must be here: each evaluates
-    its own, and all get the result of the whole.
+    Computed in float32, without TF32 or autocast, whatever trained the network. With a ``share``, all
+    processes must call this: each evaluates its own, and gets the result of the whole split.
     """
-    answers, truths = [], []
     loss = 0.0
-    with evaluating(model):
-        for inputs, labels in split.eval_batches(EVAL_BATCH, share):
-            outputs = (forward or model)(inputs).float()
-            loss += task.loss(outputs, labels, reduction="sum").item()
-            answers.append(task.answers(outputs))
-            truths.append(labels)
+    pairs: list[Batch] = []
+    with eval_mode(model), _float32():
+        for inputs, targets in split.eval_batches(EVAL_BATCH, share):
+            outputs = model(inputs)
+            loss += task.loss(outputs, targets, reduction="sum").item()
+            pairs.append((task.preds(outputs).cpu(), targets.cpu()))
     if share.world > 1:
-        answers, truths = [ranks.joined(answers)], [ranks.joined(truths)]
-        loss = sum(ranks.gathered([loss]))
-    return {"accuracy": task.mark(torch.cat(answers), torch.cat(truths)), "loss": loss / len(split)}
+        loss, pairs = sum(gather([loss])), gather(pairs)
+    preds, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return {"accuracy": task.compute(preds, labels), "loss": loss / len(split)}
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = cudnn
 
 
 def summarise(curve: list[dict[str, float]]) -> dict[str, float]:
-    """Return the test accuracies that different protocols print, from a training curve.
+    """Return the test accuracy of a training curve by protocol.
 
-    ``last``: after the last epoch. ``val``: at the (first) epoch that is best on the
-    validation split. ``paper``: the best of all epochs on the test set, as published
-    tables mostly do; it is biased upwards.
+    ``last``: after the last epoch. ``val``: at the first epoch that is best on the validation split.
+    ``paper``: best of all epochs on the test split, as most published tables have it; biased upwards.
     """
     best = max(curve, key=lambda row: row["val_accuracy"])
-    return {
-        "last": curve[-1]["test_accuracy"],
-        "val": best["test_accuracy"],
-        "paper": max(row["test_accuracy"] for row in curve),
-    }
+    highest = max(row["test_accuracy"] for row in curve)
+    return {"last": curve[-1]["test_accuracy"], "val": best["test_accuracy"], "paper": highest}

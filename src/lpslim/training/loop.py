@@ -1,4 +1,4 @@
-"""The training loop, and how it goes on where it was."""
+"""Training loop: epochs of optimiser steps with a callback, evaluated after each, resumable at any step."""
 
 from __future__ import annotations
 
@@ -6,129 +6,186 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
-from lpslim.progress import Curve
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpslim.base.errors import DivergenceError
 from lpslim.base.hashing import derive_seed
 from lpslim.data.splits import Batch, Data
-from lpslim.training.checkpoint import Snapshots
+from lpslim.training import distributed
+from lpslim.training.callbacks import Callback
+from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.evaluation import evaluate
-from lpslim.training.loop import distributed
-from lpslim.training.runtime import Hooks, Training
-from lpslim.training.schedule import Recipe, Trainer
+from lpslim.training.runtime import compiler_errors, make_accelerator, resolved
+from lpslim.training.schedule import RuntimeConfig, TrainConfig, learning_rate
 
 log = logging.getLogger(__name__)
-
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LOGGED = ("train_loss", "val_accuracy", "test_accuracy", "seconds")
+GPU_CHECK_STEPS = 10  # steps between two looks at the losses, for which a GPU has to be waited for
 
 
+@dataclass
+class TrainState:
+    """What the rest of a training depends on, besides the random generators.
+
+    parts: model, optimizer, scaler, callback. epoch: finished epochs; curve: their rows. step, loss_sum,
+    seconds: of the current epoch so far. unchecked: losses of the steps since the last check.
+    """
+
+    parts: dict[str, Any]
+    epoch: int = 0
+    step: int = 0
+    loss_sum: Tensor | float = 0.0
+    seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    unchecked: list[Tensor] = field(default_factory=list)
+
+    def batches(self, data: Data, batch_size: int, seed: int, stage: str) -> Iterator[Batch]:
+        """Yield the rest of the current epoch, whose draws follow from (seed, stage, epoch) alone."""
+        share, order = distributed.share(), derive_seed(seed, stage, "batches", self.epoch)
+        apart = [share.rank] if share.rank else []
+        # after a checkpoint the batches before it are drawn again, and leave the generators as they were then
+        with torch.random.fork_rng(range(torch.cuda.device_count()), enabled=self.step > 0):
+            torch.manual_seed(derive_seed(seed, stage, "forward", self.epoch, *apart))  # of dropout
+            batches = data.train.train_batches(batch_size, order, share)
+            for _ in islice(batches, self.step):
+                pass
+        yield from batches
+
+    def check(self, stage: str) -> None:
+        """Raise a DivergenceError that names the first step whose loss is not finite."""
+        losses = torch.stack(self.unchecked).tolist()
+        for step, loss in enumerate(losses, self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise DivergenceError(stage, self.epoch + 1, step, loss, self.curve)
+        self.unchecked.clear()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; all processes must call this."""
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        generators = distributed.gather([[torch.get_rng_state(), *torch.cuda.get_rng_state_all()]])
+        state = {**vars(self), "parts": parts, "generators": generators}
+        distributed.broadcast_from_main(lambda: checkpoint.save(state))
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, if there is one that as many processes wrote."""
+        state, share = checkpoint.load(), distributed.share()
+        writers = distributed.gather([len(state["generators"]) if state else 0])
+        if not state or set(writers) != {share.world}:
+            return
+        cpu, *cuda = state.pop("generators")[share.rank]
+        for name, saved in state.pop("parts").items():
+            self.parts[name].load_state_dict(saved)
+        vars(self).update(state)
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(cuda)
+        log.info("goes on after epoch %d, step %d", self.epoch, self.step)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the configured optimiser of all parameters."""
+    parameters, decay = list(model.parameters()), config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=decay, foreach=True)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, config.lr, (config.momentum, 0.999), foreach=True)
+
+
+@compiler_errors()
 def fit(
-    model: nn.Module,
-    data: Data,
-    recipe: Recipe,
-    trainer: Trainer,
-    *,
-    seed: int,
-    stage: str,
-    hooks: Hooks | None = None,
-    after_epoch: Callable[[dict[str, float]], None] = lambda row: None,
-    snapshots: Snapshots | None = None,
-) -> Curve:
-    """Train ``model`` in place and return one row of measurements per epoch.
+    model: nn.Module, data: Data, config: TrainConfig, runtime: RuntimeConfig, *, seed: int, stage: str,
+    callback: Callback | None = None, after_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    checkpoint: Checkpoint | None = None,
+) -> list[dict[str, float]]:  # fmt: skip
+    """Train ``model`` in place, leave it on the CPU, and return one row of measurements per epoch.
 
-    Rows hold ``epoch`` (from 1), ``lr``, ``train_loss``, ``train_accuracy`` (on the augmented
-    batches, while the weights move), ``val_accuracy``, ``test_accuracy``, ``test_loss`` and
-    ``seconds``; "accuracy" is the task's metric. Batch order, augmentation and dropout of an epoch
-    follow from (seed, stage, epoch) alone, and for streamed images from their number of workers.
-
-    With ``snapshots`` a training that was killed goes on from its last checkpoint, to the bits that it
-    would have had; ``after_epoch`` is then called for the epochs before as well. Of several processes, which
-    all call it, the main one writes the checkpoints, and each gets the same rows, but for ``seconds``.
+    Rows hold epoch (from 1), lr, train_loss, val_accuracy, test_accuracy (the task's metric in percent),
+    test_loss and seconds; ``after_epoch`` is called with each, also with those from before a checkpoint.
+    Several processes must call this together.
 
     Raises:
         DivergenceError: a loss is not finite.
+        UserError, RunError: the device is not there; torch.compile fails.
     """
-    training = Training(model, data, recipe, trainer, hooks or Hooks())
-    if snapshots and (kept := snapshots.load()):
-        training.load_state_dict(kept)
-        del kept
-        log.info(
-            "%s: goes on after epoch %d, step %d", stage, training.progress.epoch, training.progress.step
-        )
-        for row in training.progress.curve:
-            after_epoch(row)
-    done, steps = training.progress, training.steps_per_epoch
-    bar = tqdm(total=recipe.epochs * steps, initial=done.epoch * steps + done.step, desc=stage,
-               disable=None if ranks.main() else True, dynamic_ncols=True)  # fmt: skip
-    while done.epoch < recipe.epochs:
-        began = time.perf_counter() - done.spent
-        model.train()
-        for inputs, labels in _batches(training, seed, stage):
-            training.step(inputs, labels)
-            bar.update()
-            if done.step % training.check_every == 0:
-                done.check(stage)
-            if done.step % 10 == 0 and not bar.disable:
-                note = f"epoch {done.epoch + 1}/{recipe.epochs}, loss {float(done.loss_sum) / done.step:.3f}"
-                bar.set_postfix_str(note + _best(done.curve))
-            if snapshots and training.due(snapshots):
-                done.check(stage)
-                done.spent = time.perf_counter() - began
-                ranks.decided(partial(snapshots.save, training.state_dict()))
-        done.check(stage)
-        training.generators = None
-        row = _measured(training, stage, began)
-        done.finish_epoch(row)
+    runtime, callback, images = resolved(runtime), callback or Callback(), len(data.shape) == 3
+    accelerator = make_accelerator(runtime)
+    device, data = accelerator.device, data.to(accelerator.device)
+    layout = torch.channels_last if runtime.channels_last and images else torch.contiguous_format
+    model.to(device).to(memory_format=layout)
+    if distributed.count() > 1 and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    forward = accelerator.prepare_model(model)
+    if runtime.compile:
+        torch.compiler.reset()  # what was compiled before would change the bits of this training
+        forward = torch.compile(forward, dynamic=not images)
+    optimizer = make_optimizer(model, config)
+    dtype = DTYPES.get(runtime.precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=runtime.precision == "fp16")
+    callback.begin()
+    state = TrainState({"model": model, "optimizer": optimizer, "scaler": scaler, "callback": callback})
+    if checkpoint:
+        state.load(checkpoint)
+    for row in state.curve:
         after_epoch(row)
-        log.info("%s epoch %d/%d: loss %.4f, val %.2f %%, test %.2f %%, %.0f s", stage, done.epoch,
-                 recipe.epochs, *(row[name] for name in LOGGED))  # fmt: skip
+    batch_size = min(config.batch_size, len(data.train))
+    steps, check_steps = len(data.train) // batch_size, 1 if device.type == "cpu" else GPU_CHECK_STEPS
+    bar = tqdm(total=config.epochs * steps, initial=state.epoch * steps + state.step, desc=stage,
+               disable=None if distributed.is_main() else True, dynamic_ncols=True)  # fmt: skip
+    while state.epoch < config.epochs:
+        began = time.perf_counter() - state.seconds
+        model.train()
+        for inputs, targets in state.batches(data, batch_size, seed, stage):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, state.epoch + (state.step + 0.5) / steps)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs = forward(inputs.contiguous(memory_format=layout))
+                loss = data.task.loss(outputs.float(), targets, config.label_smoothing)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            callback.after_backward()  # a penalty's gradient is neither scaled nor bounded
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            state.step += 1
+            state.unchecked.append(distributed.mean(loss.detach()))
+            state.loss_sum = state.loss_sum + state.unchecked[-1]
+            callback.after_step(state.epoch * steps + state.step, steps)
+            bar.update()
+            if state.step % check_steps == 0 or state.step == steps:
+                state.check(stage)
+                if checkpoint and distributed.broadcast_from_main(lambda: checkpoint.due):
+                    state.seconds = time.perf_counter() - began
+                    state.save(checkpoint)
+        row = {"epoch": state.epoch + 1, "lr": optimizer.param_groups[0]["lr"],
+               "train_loss": float(state.loss_sum) / steps, **_evaluated(model, data, state, stage),
+               "seconds": time.perf_counter() - began}  # fmt: skip
+        state.curve.append(row)
+        state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+        after_epoch(row)
+        log.info("%s epoch %d/%d: loss %.4f, val %.2f %%, test %.2f %%, %.0f s", stage, state.epoch,
+                 config.epochs, *(row[name] for name in LOGGED))  # fmt: skip
     bar.close()
     model.to("cpu")
-    return done.curve
+    return state.curve
 
 
-def _batches(training: Training, seed: int, stage: str) -> Iterator[Batch]:
-    """Yield what is left of the current epoch, every generator as if nothing had happened before."""
-    done, share = training.progress, training.share
-    if done.step == training.steps_per_epoch:
-        return
-    apart = [share.rank] if share.rank else []
-    torch.manual_seed(derive_seed(seed, stage, "forward", done.epoch, *apart))  # for dropout and its like
-    order = derive_seed(seed, stage, "batches", done.epoch)
-    batches = training.data.train.train_batches(training.batch_size, order, share)
-    for _ in islice(batches, done.step):
-        pass  # drawn once more, for what follows from them
-    training.restore_random()
-    yield from batches
-
-
-def _measured(training: Training, stage: str, began: float) -> dict[str, float]:
-    """Return the row of an epoch whose steps are done."""
-    done, data = training.progress, training.data
-    ranks.same_buffers(training.model)
-    val, test = (
-        evaluate(training.model, part, task=data.task, share=training.share) for part in (data.val, data.test)
-    )
+def _evaluated(model: nn.Module, data: Data, state: TrainState, stage: str) -> dict[str, float]:
+    """Evaluate on the validation and the test split; a loss that is not finite is a divergence."""
+    distributed.same_buffers(model)
+    share = distributed.share()
+    val, test = (evaluate(model, part, task=data.task, share=share) for part in (data.val, data.test))
     for loss in (val["loss"], test["loss"]):
-        if not math.isfinite(loss):  # the last step broke the weights
-            raise DivergenceError(stage, done.epoch + 1, done.step, loss, done.curve)
-    return {
-        "epoch": done.epoch + 1,
-        "lr": training.rate(done.step - 1),
-        "train_loss": float(done.loss_sum) / training.steps_per_epoch,
-        "train_accuracy": data.task.mark(ranks.joined(done.answers), ranks.joined(done.truths)),
-        "val_accuracy": val["accuracy"],
-        "test_accuracy": test["accuracy"],
-        "test_loss": test["loss"],
-        "seconds": time.perf_counter() - began,
-    }
-
-
-def _best(curve: Curve) -> str:
-    return f", val {curve[-1]['val_accuracy']:.2f} %" if curve else ""
+        if not math.isfinite(loss):
+            raise DivergenceError(stage, state.epoch + 1, state.step, loss, state.curve)
+    return {"val_accuracy": val["accuracy"], "test_accuracy": test["accuracy"], "test_loss": test["loss"]}

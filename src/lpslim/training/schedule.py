@@ -49,7 +49,7 @@ class RuntimeConfig:
 
 
 def scaled(config: TrainConfig, factor: float) -> TrainConfig:
-    """Return ``config`` with its epochs and warm-up times ``factor``: one epoch at least, unless it has none."""
+    """Return ``config`` with epochs and warm-up times ``factor``; at least one epoch, if it has any."""
     if not config.epochs:
         return config
     epochs = max(1, round(config.epochs * factor))

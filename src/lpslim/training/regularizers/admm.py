@@ -1,52 +1,42 @@
-"""The ADMM inside a training loop: its gradient after each backward, its update on schedule."""
+"""ADMM in a training loop: its gradient after each backward, its Z- and U-step once an outer iteration."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from lpslim.base.errors import UserError
 from lpslim.pruning.units import regularised_weights
 from lpslim.sparsity.admm import ADMM
 from lpslim.sparsity.penalties import Penalty
-from lpslim.training.runtime import Hooks
+from lpslim.training.callbacks import Regularizer
 
 
-class Sparsifier(Hooks):
-    """Regularises the convolution and linear weights of ``model`` while it is trained.
+@dataclass(eq=False)
+class ADMMRegularizer(Regularizer):
+    """ADMM on the weights of convolutions and linear layers, with so many outer iterations an epoch."""
 
-    Args:
-        model: the network that the loop trains.
-        penalty, lamb, rho, form: see :class:`lpslim.sparsity.admm.ADMM`.
-        updates_per_epoch: outer iterations (Z- and U-steps) in an epoch.
+    model: nn.Module
+    penalty: Penalty
+    lamb: float
+    rho: float
+    form: str
+    updates_per_epoch: int
 
-    After training, ``convergence`` has one row per outer iteration and :meth:`sparse` returns Z.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        penalty: Penalty,
-        *,
-        lamb: float,
-        rho: float,
-        form: str,
-        updates_per_epoch: int,
-    ) -> None:
-        self.weights = regularised_weights(model)
-        self.penalty, self.updates_per_epoch = penalty, updates_per_epoch
-        self.lamb, self.rho, self.form = lamb, rho, form
-        self.convergence: list[dict[str, float]] = []
+    def __post_init__(self) -> None:
+        self.weights = regularised_weights(self.model)
+        if not self.weights:
+            raise UserError("regularizer.name=admm: the network has no convolution and no linear layer")
 
     def begin(self) -> None:
-        """Start from Z = W, U = 0, on the device where the weights now are."""
-        self.admm = ADMM(
-            list(self.weights.values()), self.penalty, lamb=self.lamb, rho=self.rho, form=self.form
-        )
+        """Start from Z = W and U = 0, on the device where the weights now are."""
+        weights = list(self.weights.values())
+        self.admm = ADMM(weights, self.penalty, lamb=self.lamb, rho=self.rho, form=self.form)
 
     def after_backward(self) -> None:
-        """Add the penalty's gradient."""
+        """Add the gradient of the augmented Lagrangian."""
         self.admm.add_gradient()
 
     def after_step(self, step: int, steps_per_epoch: int) -> None:
@@ -57,7 +47,7 @@ class Sparsifier(Hooks):
             self.convergence.append({**row, **asdict(self.admm.update())})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Z, V and what was measured so far."""
+        """Return Z, V and the convergence so far."""
         return {"admm": self.admm.state_dict(), "convergence": self.convergence}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -68,3 +58,6 @@ class Sparsifier(Hooks):
     def sparse(self) -> dict[str, Tensor]:
         """Return Z by parameter name, on the CPU."""
         return {name: z.cpu() for name, z in zip(self.weights, self.admm.Z, strict=True)}
+
+
+build = ADMMRegularizer

@@ -1,32 +1,35 @@
-"""The L1 penalty on batch-norm scales of network slimming (Liu et al. 2017, arXiv:1708.06519)."""
+"""L1 penalty on batch-norm scales: network slimming (Liu et al. 2017, arXiv:1708.06519)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from lpslim.training.runtime import Hooks
+from lpslim.base.errors import UserError
+from lpslim.training.callbacks import Regularizer
 
 
-def scales(model: nn.Module) -> list[nn.Parameter]:
-    """Return the scales of every batch-norm that has one."""
-    norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
-    return [norm.weight for norm in norms if norm.affine]
+@dataclass(eq=False)
+class BNL1(Regularizer):
+    """Adds the sub-gradient ``lamb * sign(gamma)`` to the scales of every batch-norm, as the authors do."""
 
+    model: nn.Module
+    lamb: float
 
-class ScaleSparsifier(Hooks):
-    """Adds the sub-gradient ``lamb * sign(gamma)`` to the scales of every batch-norm.
-
-    The scales of the inner and of the residual stream's batch-norms alike, as in the authors' code.
-    """
-
-    def __init__(self, model: nn.Module, *, lamb: float) -> None:
-        self.scales = scales(model)
-        self.lamb = lamb
+    def __post_init__(self) -> None:
+        norms = (module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d))
+        self.scales = [norm.weight for norm in norms if norm.affine]
+        if not self.scales:
+            raise UserError("regularizer.name=bn_l1: the network has no batch-norm with a scale")
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """Add the penalty's sub-gradient; a scale of exactly zero gets none."""
+        """Add the sub-gradient; a scale of exactly zero gets none."""
         for scale in self.scales:
             assert scale.grad is not None
             scale.grad.add_(scale.sign(), alpha=self.lamb)
+
+
+build = BNL1
