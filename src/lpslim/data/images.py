@@ -1,4 +1,4 @@
-"""Images in memory as uint8, batched, augmented and normalised in a few vector operations.
+"""Images in memory as uint8: batched, augmented and normalised in a few vector operations.
 
 Shapes: N images, B a batch, H height, W width, C channels.
 """
@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lpslim.data.splits import WHOLE, Batch, Parts, Share, hold_out
+from lpslim.data.decoded import ImageCache, Listing, joined
+from lpslim.data.splits import WHOLE, Batch, Data, Parts, Share, hold_out
 
 
 @dataclass(frozen=True)
 class TensorSplit:
-    """A split held whole in memory (or on the accelerator).
+    """A split held whole in memory, or on the accelerator.
 
-    images: (N, H, W, C) uint8. labels: (N,) int64. mean, std: (C,) float, in units of
-    pixel value. ``crop_padding`` and ``flip`` describe the training augmentation.
+    images: (N, H, W, C) uint8. labels: (N,) int64. mean, std: (C,) float, in units of pixel value.
+    Training images are padded by ``crop_padding`` black pixels and cropped at random, and, with ``flip``,
+    mirrored half of the time.
     """
 
     images: Tensor
@@ -40,9 +44,8 @@ class TensorSplit:
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one epoch of shuffled, augmented (B, C, H, W) float batches and labels (B,).
 
-        All draws come from a CPU generator with ``seed``, so every device sees the same
-        crops and flips. The last, short batch is left out: batch statistics of a handful
-        of images are noise, and another epoch draws other images.
+        All draws come from a CPU generator with ``seed``: every device sees the same crops and flips. The
+        last, short batch is left out: batch statistics of a handful of images are noise.
         """
         generator = torch.Generator().manual_seed(seed)
         count, device = len(self), self.images.device
@@ -53,15 +56,14 @@ class TensorSplit:
         edge, size = self.crop_padding, min(batch_size, count)
         height, width, channels = self.images.shape[1:]
         part = share.of(size)
-        own = part.stop - part.start
-        each = torch.arange(own, device=device)
-        # its border stays black; the whole data set with borders would be half as large again
-        padded = self.images.new_zeros(own, height + 2 * edge, width + 2 * edge, channels)
+        own = torch.arange(part.stop - part.start, device=device)
+        # padded batch by batch: the whole data set with borders would be half as large again
+        padded = self.images.new_zeros(len(own), height + 2 * edge, width + 2 * edge, channels)
         for start in range(0, count - size + 1, size):
             taken = slice(start + part.start, start + part.stop)
             index = order[taken]
             padded[:, edge : edge + height, edge : edge + width] = self.images.index_select(0, index)
-            pixels = crop_flip(padded, each, shift[:, taken], mirror[taken], (height, width))
+            pixels = crop_flip(padded, own, shift[:, taken], mirror[taken], (height, width))
             yield self._normalise(pixels), self.labels[index]
 
     def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
@@ -79,10 +81,10 @@ class TensorSplit:
 
 
 def crop_flip(padded: Tensor, index: Tensor, shift: Tensor, mirror: Tensor, size: Sequence[int]) -> Tensor:
-    """Gather one crop per image, mirrored where asked, in whole rows of pixels.
+    """Return one crop per image, mirrored where asked, gathered in whole rows of pixels.
 
-    padded: (N, H + 2e, W + 2e, C). index, mirror: (B,). shift: (2, B), the crop's top
-    and left corner. size: (H, W). Returns (B, H, W, C).
+    padded: (N, H + 2e, W + 2e, C). index, mirror: (B,). shift: (2, B), the crop's top and left corner.
+    size: (H, W). Returns (B, H, W, C).
     """
     height, width = size
     count, (_, tall, wide, channels) = len(index), padded.shape
@@ -103,24 +105,15 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     means, stds = [], []
     for channel in images.unbind(-1):
         share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-        mean = (share * values).sum()
-        means.append(mean)
-        stds.append((share * (values - mean) ** 2).sum().sqrt())
+        means.append((share * values).sum())
+        stds.append((share * (values - means[-1]) ** 2).sum().sqrt())
     return torch.stack(means).float(), torch.stack(stds).float()
 
 
-def splits(
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    *,
-    val_fraction: float,
-    crop_padding: int,
-    flip: bool,
-) -> Parts:
+def splits(train: Batch, test: Batch, *, val_fraction: float, crop_padding: int, flip: bool) -> Parts:
     """Return the ``train``, ``val`` and ``test`` splits of (images, labels) pairs.
 
-    Validation images come out of the training set; mean and deviation are those of
-    the images that are trained on.
+    Validation images come out of the training set; mean and deviation are those of the images trained on.
     """
     images, labels = train
     fitted, held = hold_out(len(labels), val_fraction)
@@ -130,3 +123,29 @@ def splits(
         "val": TensorSplit(images[held], labels[held], mean, std),
         "test": TensorSplit(*test, mean, std),
     }
+
+
+def image_data(settings: Any, source: str, fingerprint: str, classes: int, train: Batch, test: Batch) -> Data:
+    """Return the data set ``settings.name`` of (images, labels) pairs, split as ``settings`` say."""
+    _, height, width, channels = train[0].shape
+    augmentation = {"crop_padding": settings.crop_padding, "flip": settings.flip}
+    parts = splits(train, test, val_fraction=settings.val_fraction, **augmentation)
+    return Data(settings.name, source, fingerprint, classes, (channels, height, width), **parts)
+
+
+def folder_data(
+    settings: Any, size: int, train: Listing, test: Listing, cache: Path, annotations: Sequence[Path] = ()
+) -> Data:
+    """Return the data set of two listed image folders below ``settings.root``, decoded once into ``cache``.
+
+    The fingerprint covers names and bytes of all images and ``annotations``.
+
+    Raises:
+        UserError: their classes differ, a file is no image, or an image has not ``size`` x ``size`` pixels.
+    """
+    root = Path(settings.root)
+    classes, samples = joined(root, train, test)
+    images, fingerprint = ImageCache(root, [file for file, _ in samples], cache, annotations, size).tensor()
+    labels, count = torch.tensor([label for _, label in samples]), len(train[1])
+    pairs = (images[:count], labels[:count]), (images[count:], labels[count:])
+    return image_data(settings, f"image folder {root.name}", fingerprint, len(classes), *pairs)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from lpslim.base.errors import UserError
 from lpslim.data.metrics import CLASSIFICATION, Task
 
 Batch = tuple[Tensor, Tensor]
@@ -91,7 +92,14 @@ def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:
     """Return (training, validation) indices of ``count`` samples, sorted, at least one each.
 
     They depend on the arguments alone, not on a run's seed: all runs validate on the same samples.
+
+    Raises:
+        UserError: there are fewer than two samples.
     """
+    if count < 2:
+        raise UserError(
+            f"dataset: {count} sample to train on; expected at least 2, one of them for validation"
+        )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     held = min(max(1, round(count * fraction)), count - 1)
     return order[held:].sort().values, order[:held].sort().values

@@ -14,7 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from lpslim.data.images import splits
+from lpslim.data.images import image_data
 from lpslim.data.splits import Data
 
 TEST_FRACTION = 0.2
@@ -30,17 +30,8 @@ def load(settings: Any, cache: Path) -> Data:
     factor = settings.image_size // 8
     grey = grey.repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 if settings.rgb else 1, axis=3)
     fingerprint = hashlib.sha256(grey.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=0
-    )
+    rows = np.arange(len(labels))
+    train, test = train_test_split(rows, test_size=TEST_FRACTION, stratify=labels, random_state=0)
     images, targets = torch.from_numpy(grey), torch.from_numpy(labels).long()
-    parts = splits(
-        (images[train], targets[train]),
-        (images[test], targets[test]),
-        val_fraction=settings.val_fraction,
-        crop_padding=settings.crop_padding,
-        flip=settings.flip,
-    )
-    height, width, channels = grey.shape[1:]
-    shape = (channels, height, width)
-    return Data(settings.name, "scikit-learn, embedded", fingerprint, 10, shape, **parts)
+    pairs = [(images[part], targets[part]) for part in (train, test)]
+    return image_data(settings, "scikit-learn, embedded", fingerprint, 10, *pairs)

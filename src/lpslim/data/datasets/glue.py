@@ -1,7 +1,7 @@
 """GLUE (Wang et al. 2018, arXiv:1804.07461): from the folders of its own download script, or the hub.
 
 The official development set is the test set, as in every paper; validation texts come out of the
-training set. Of MNLI's two development sets, ``mnli`` is marked on the matched one, ``mnli_mm`` on the other.
+training set. Of MNLI's two development sets, ``mnli`` uses the matched one, ``mnli_mm`` the other.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ from typing import Any
 import torch
 
 from lpslim.base.errors import UserError
-from lpslim.data.folders import check_count
-from lpslim.data.metrics import Task
+from lpslim.data.metrics import TASKS, Task
 from lpslim.data.splits import Data
 from lpslim.data.tokens import TextSplit, fingerprint, pack, splits
 from lpslim.models import encoders
 
-log = logging.getLogger(__name__)
-
 HUB = "nyu-mll/glue"
 PAIR = ("sentence1", "sentence2")
 BINARY, ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
-Row = tuple[tuple[str, ...], float]
+NATURAL = ("entailment", "neutral", "contradiction")
+Row = tuple[tuple[str, ...], float]  # one text or two, label
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a task's texts and labels stand.
+    """Columns of a task's files.
 
-    columns, label: by their names in the files. header: the names, of files without that line.
-    classes: labels in the order of their numbers, as the hub has it; none where the label is a number.
-    dev, hub_dev: the development set, in the folder and on the hub. hub, hub_name: the hub's names of
-    the texts and of the task, where they are others.
+    columns, label: names of texts and label. classes: labels in the order of their numbers, as the hub has
+    it; none for a regression. hub: the hub's names of the texts, if they are others. header: the column
+    names, of files without that line. dev: file of the development set.
     """
 
     folder: str
@@ -48,25 +46,21 @@ class Layout:
     hub: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
     dev: str = "dev"
-    hub_dev: str = "validation"
-    hub_name: str = ""
 
 
-NATURAL = ("entailment", "neutral", "contradiction")
+HYPOTHESIS = ("premise", "hypothesis")
 LAYOUTS = {
     "cola": Layout("CoLA", "matthews", ("sentence",), header=("source", "label", "mark", "sentence")),
     "sst2": Layout("SST-2", "accuracy", ("sentence",)),
     "mrpc": Layout("MRPC", "f1", ("#1 String", "#2 String"), "Quality", hub=PAIR),
     "qqp": Layout("QQP", "f1", ("question1", "question2"), "is_duplicate"),
     "stsb": Layout("STS-B", "spearman", label="score", classes=()),
-    "mnli": Layout("MNLI", "accuracy", label="gold_label", classes=NATURAL, hub=("premise", "hypothesis"),
-                   dev="dev_matched", hub_dev="validation_matched"),
-    "mnli_mm": Layout("MNLI", "accuracy", label="gold_label", classes=NATURAL, hub=("premise", "hypothesis"),
-                      dev="dev_mismatched", hub_dev="validation_mismatched", hub_name="mnli"),
+    "mnli": Layout("MNLI", "accuracy", PAIR, "gold_label", NATURAL, HYPOTHESIS, dev="dev_matched"),
+    "mnli_mm": Layout("MNLI", "accuracy", PAIR, "gold_label", NATURAL, HYPOTHESIS, dev="dev_mismatched"),
     "qnli": Layout("QNLI", "accuracy", ("question", "sentence"), classes=ENTAILMENT),
     "rte": Layout("RTE", "accuracy", classes=ENTAILMENT),
     "wnli": Layout("WNLI", "accuracy"),
-}  # fmt: skip
+}
 
 
 def load(settings: Any, cache: Path) -> Data:
@@ -81,47 +75,40 @@ def load(settings: Any, cache: Path) -> Data:
     folder = Path(settings.root) / layout.folder
     if (folder / "train.tsv").is_file():
         source = f"GLUE folder {layout.folder}"
-        rows = [list(read(folder / f"{part}.tsv", layout)) for part in ("train", layout.dev)]
-        check_count(len(rows[0]), folder / "train.tsv")
+        train, test = (list(read(folder / f"{part}.tsv", layout)) for part in ("train", layout.dev))
     elif settings.download:
-        source, rows = f"hub {HUB}", _from_hub(settings.name, layout)
+        source = f"hub {HUB}"
+        train, test = _from_hub(settings.name, layout)
     else:
         raise UserError(
-            f"dataset.root={settings.root}: no {layout.folder}/train.tsv there. Expected are the folders "
-            "that GLUE's download script makes; dataset.download=true fetches them from the Hugging Face hub"
+            f"dataset.root={settings.root}: no {layout.folder}/train.tsv there. Expected the folders of "
+            "GLUE's download script; dataset.download=true fetches the texts from the Hugging Face hub"
         )
-    return assemble(settings, source, Task(layout.metric), len(layout.classes) or 1, rows[0], rows[1])
+    return text_data(settings, source, TASKS[layout.metric], len(layout.classes) or 1, train, test)
 
 
-def reading(settings: Any) -> dict[str, Any]:
-    """Return the setting that the tokens alone do not tell: at how many texts are cut."""
-    return {"max_length": settings.max_length}
-
-
-def assemble(
+def text_data(
     settings: Any, source: str, task: Task, num_classes: int, train: Sequence[Row], test: Sequence[Row]
 ) -> Data:
-    """Return the data set of texts and labels, in the tokens of ``settings.tokenizer``."""
-    tokenizer = pretrained.tokenizer(settings.tokenizer)
-    trained, tested = (_encode(tokenizer, rows, settings.max_length, task) for rows in (train, test))
+    """Return the data set of texts and labels, as tokens of ``settings.tokenizer``."""
+    tokenizer, longest = encoders.tokenizer(settings.tokenizer), settings.max_length
+    fitted, tested = (_encode(tokenizer, rows, longest, task) for rows in (train, test))
     return Data(
         name=settings.name,
         source=source,
-        fingerprint=fingerprint(trained, tested),
+        fingerprint=fingerprint(fitted, tested),
         num_classes=num_classes,
-        shape=(3, settings.max_length),
+        shape=(3, longest),
         task=task,
-        reading=reading(settings),
-        **splits(trained, tested, settings.val_fraction),
+        reading={"max_length": longest},  # the tokens do not show where texts are cut
+        **splits(fitted, tested, settings.val_fraction),
     )
 
 
 def _encode(tokenizer: Any, rows: Sequence[Row], longest: int, task: Task) -> TextSplit:
     texts = ([texts[i] for texts, _ in rows] for i in range(len(rows[0][0])))
-    kind = torch.float32 if task.regression else torch.long
-    labels = torch.tensor([label for _, label in rows]).to(kind)
-    encoded = tokenizer(*texts, truncation=True, max_length=longest, return_token_type_ids=True)
-    return pack(encoded, labels)
+    labels = torch.tensor([label for _, label in rows]).to(torch.float32 if task.regression else torch.long)
+    return pack(tokenizer(*texts, truncation=True, max_length=longest, return_token_type_ids=True), labels)
 
 
 def read(path: Path, layout: Layout) -> Iterator[Row]:
@@ -132,30 +119,23 @@ def read(path: Path, layout: Layout) -> Iterator[Row]:
     Raises:
         UserError: there is no such file, it is no UTF-8, lacks a column, or has a label that is none.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"{path}: is not UTF-8 text ({problem})") from problem
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: expected a file of UTF-8 text ({problem})") from problem
     rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
     header = list(layout.header) or (rows[0] if rows else [])
     if lacking := [name for name in (*layout.columns, layout.label) if name not in header]:
         raise UserError(f"{path}: has no column {lacking[0]!r} among {', '.join(header)[:200]}")
     texts, label = [header.index(name) for name in layout.columns], header.index(layout.label)
-    broken = found = 0
-    for number, row in enumerate(rows):
-        if not layout.header and number == 0:
-            continue
-        if len(row) <= max(*texts, label):
-            broken += 1
-            continue
-        found += 1
-        yield tuple(row[i] for i in texts), _label(row[label], layout, f"{path}, line {number + 1}")
-    if broken:
-        log.info("%s: %d lines without all fields left out", path, broken)
-    if not found:
+    first = 0 if layout.header else 1
+    whole = [(n, row) for n, row in enumerate(rows, 1) if n > first and len(row) > max(*texts, label)]
+    if not whole:
         raise UserError(f"{path}: holds no texts")
+    if broken := len(rows) - first - len(whole):
+        log.info("%s: %d lines without all fields left out", path, broken)
+    for number, row in whole:
+        yield tuple(row[i] for i in texts), _label(row[label], layout, f"{path}, line {number}")
 
 
 def _label(text: str, layout: Layout, where: str) -> float:
@@ -173,20 +153,20 @@ def _label(text: str, layout: Layout, where: str) -> float:
 
 
 def _from_hub(name: str, layout: Layout) -> list[list[Row]]:
-    pretrained.hub_answers()  # before its packages are imported, which look once whether it does
+    encoders.hub_answers()  # first: the hub's packages look once, when they are imported
     try:
         from datasets import load_dataset
+
+        parts = load_dataset(HUB, name.removesuffix("_mm"))
     except ImportError as problem:
         raise UserError(
             "dataset.download=true: GLUE comes through the package datasets: pip install 'lpslim[glue]'"
         ) from problem
-    try:
-        parts = load_dataset(HUB, layout.hub_name or name)
     except Exception as problem:  # the hub's clients raise a dozen kinds when they cannot reach it
-        reason = str(problem).splitlines()[0][:160] if str(problem) else type(problem).__name__
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0][:160]
         raise UserError(f"dataset.name={name}: cannot be fetched from the hub ({reason})") from problem
     columns = layout.hub or layout.columns
     return [
         [(tuple(str(row[column]) for column in columns), row["label"]) for row in parts[part]]
-        for part in ("train", layout.hub_dev)
+        for part in ("train", layout.dev.replace("dev", "validation"))
     ]

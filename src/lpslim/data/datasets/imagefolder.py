@@ -1,4 +1,4 @@
-"""ImageNet and any other ``train/<class>/*``, ``val/<class>/*`` tree, streamed from disk or decoded once."""
+"""ImageNet, or any other tree of ``train/<class>/*`` and ``val/<class>/*``, read by worker processes."""
 
 from __future__ import annotations
 
@@ -15,38 +15,36 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from lpslim.base.errors import UserError
-from lpslim.data.decoded import Pixels, PixelStore, results
-from lpslim.data.folders import check_count, list_images, opened, rgb
+from lpslim.data.decoded import Decoded, ImageCache, Samples, joined, list_images, rgb, sampled_sizes
 from lpslim.data.splits import WHOLE, Batch, Data, Share, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
-LOOKED_AT = 9
+SAMPLED = 9  # images whose sizes are looked at
 CPU = torch.device("cpu")
-Samples = list[tuple[Path, int]]
 
 
-class _Decoded(Dataset[tuple[Tensor, int]]):
-    """Decodes, or finds decoded, and transforms one image at a time, in the loader's worker processes."""
+class _Images(Dataset[tuple[Tensor, int]]):
+    """Transforms one image at a time, decoded before or now, in the loader's worker processes."""
 
-    def __init__(self, samples: Samples, transform: Any, pixels: Pixels | None) -> None:
-        self.samples, self.transform, self.pixels = samples, transform, pixels
+    def __init__(self, samples: Samples, transform: Any, decoded: Decoded | None) -> None:
+        self.samples, self.transform, self.decoded = samples, transform, decoded
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        image = self.pixels.image(index) if self.pixels else None
+        image = self.decoded.image(index) if self.decoded else None
         return self.transform(image or rgb(path)), label
 
 
 @dataclass(frozen=True)
 class StreamedSplit:
-    """A split read from disk by worker processes; the interface of :class:`lpslim.data.images.Split`.
+    """A split read from disk by ``workers`` processes.
 
-    Training images: a random resized crop, mirrored half of the time if ``flip``. Evaluation:
-    the centre crop of the image resized by 256/224 (the usual ImageNet protocol). ``decoded`` finds the
-    pixels of the samples, decoded once, if it can: the batches are the same bits.
+    Training images: a random resized crop of ``size`` pixels, mirrored half of the time if ``flip``.
+    Evaluation: the centre crop of the image resized by 256/224, the usual ImageNet protocol. ``decoded``
+    returns the decoded images of the samples, if there are any: the batches are the same bits.
     """
 
     samples: Samples
@@ -54,7 +52,7 @@ class StreamedSplit:
     flip: bool
     workers: int
     device: torch.device = CPU
-    decoded: Callable[[], Pixels | None] | None = None
+    decoded: Callable[[], Decoded | None] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,94 +83,70 @@ class StreamedSplit:
         self, steps: list[Any], batches: Iterator[Sequence[int]], generator: torch.Generator, others: int = 0
     ) -> Iterator[Batch]:
         """Yield the batches of image numbers; ``others``: workers of the processes before this one."""
-        pixels = self.decoded() if self.decoded else None
         finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
         loader = DataLoader(
-            _Decoded(self.samples, v2.Compose([*steps, *finish]), pixels),
+            _Images(self.samples, v2.Compose([*steps, *finish]), self.decoded() if self.decoded else None),
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.workers,
             generator=generator,  # orders the images and seeds the workers
-            worker_init_fn=partial(_draw_apart, others) if others else None,
+            worker_init_fn=partial(_seed_worker, others) if others else None,
             pin_memory=self.device.type == "cuda",
         )
-        return self._on_device(loader)
+        try:
+            for images, labels in loader:
+                images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+                yield images, labels.to(self.device, non_blocking=True)
+        except UserError as problem:  # raised by a worker, its text ends in the message, after a traceback
+            message = str(problem).strip().rpartition("UserError: ")[2]
+            raise UserError(message) from None
 
-    def _on_device(self, loader: Any) -> Iterator[Batch]:
-        for images, labels in results(loader):
-            images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            yield images, labels.to(self.device, non_blocking=True)
 
-
-def _draw_apart(others: int, _: int) -> None:
-    """Seed a worker as the one after ``others``, or those of the same number would draw the same."""
+def _seed_worker(others: int, _: int) -> None:
+    """Seed a worker as the one after ``others``: those of equal number would draw the same."""
     torch.manual_seed(torch.initial_seed() + others)
-
-
-def reading(settings: Any) -> dict[str, Any]:
-    """Return the settings that shape the batches: each worker draws its own augmentation."""
-    return {"image_size": settings.image_size, "workers": settings.workers}
 
 
 def load(settings: Any, cache: Path) -> Data:
     """Return the images below ``settings.root``; ``val`` is the test set, as the field uses it.
 
-    The validation split comes out of ``train``. The fingerprint covers names and sizes of all
-    files, not their contents: reading 150 GB to name them would take longer than many a run.
+    The validation split comes out of ``train``. The fingerprint covers names and sizes of all files, not
+    their contents: reading 150 GB to identify them would take longer than many a run.
 
     Raises:
-        UserError: the folders are not there, or their classes differ.
+        UserError: the folders are not there, their classes differ, or most images are smaller than
+            ``settings.image_size``.
     """
-    root = Path(settings.root)
+    root, size, workers = Path(settings.root), settings.image_size, settings.workers
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         raise UserError(
             f"dataset.root={root}: no images there. Expected {root}/train/<class>/<image> and "
-            f"{root}/val/<class>/<image>, for ImageNet with the class folders n01440764 to n15075141; "
-            f"name another place with dataset.root=<folder>"
+            f"{root}/val/<class>/<image>, for ImageNet with the class folders n01440764 to n15075141"
         )
-    classes, training = list_images(root / "train")
-    test_classes, test = list_images(root / "val")
-    if classes != test_classes:
-        raise UserError(f"{root}: train and val do not hold the same classes")
-    _check_size(root, training, settings.image_size)
-    check_count(len(training), root / "train")
-    samples, size, workers = training + test, settings.image_size, settings.workers
-    decoded = PixelStore(root, [file for file, _ in samples], cache, settings.store_gb, workers)
+    train, test = (list_images(root, split) for split in ("train", "val"))
+    classes, samples = joined(root, train, test)
+    sides = sorted(map(min, sampled_sizes([file for file, _ in train[1]], SAMPLED)))
+    if (median := sides[len(sides) // 2]) < size:  # most images would have to be enlarged
+        raise UserError(f"dataset.image_size={size}: must be at most {median}, the size of images in {root}")
+    decoded = ImageCache(
+        root, [file for file, _ in samples], cache, workers=workers, gigabytes=settings.cache_gb
+    )
 
     def split(rows: Tensor) -> StreamedSplit:
         chosen = [samples[row] for row in rows.tolist()]
-        return StreamedSplit(chosen, size, settings.flip, workers, decoded=partial(decoded.pixels, rows))
+        return StreamedSplit(chosen, size, settings.flip, workers, decoded=partial(decoded.find, rows))
 
-    fitted, held = hold_out(len(training), settings.val_fraction)
+    fitted, held = hold_out(len(train[1]), settings.val_fraction)
+    listing = hashlib.sha256()
+    for file, _ in samples:
+        listing.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
     return Data(
         name=settings.name,
         source=f"image folder {root.name}",
-        fingerprint=_fingerprint(root, samples),
+        fingerprint=f"listing:{listing.hexdigest()}",
         num_classes=len(classes),
         shape=(3, size, size),
-        reading=reading(settings),
+        reading={"image_size": size, "workers": workers},  # each worker draws its own augmentation
         train=split(fitted),
         val=split(held),
-        test=split(torch.arange(len(training), len(samples))),
+        test=split(torch.arange(len(train[1]), len(samples))),
     )
-
-
-def _check_size(root: Path, samples: Samples, wanted: int) -> None:
-    """Refuse an image size that most images of the folder would have to be blown up to.
-
-    Raises:
-        UserError: the short side of the median of a few images is smaller, or one is no image.
-    """
-    looked_at = samples[:: -(-len(samples) // LOOKED_AT)]
-    sides = []
-    for file, _ in looked_at:
-        with opened(file) as image:
-            sides.append(min(image.size))
-    if (usual := sorted(sides)[len(sides) // 2]) < wanted:
-        raise UserError(f"dataset.image_size={wanted}: must be at most {usual}, the size of images in {root}")
-
-
-def _fingerprint(root: Path, samples: Samples) -> str:
-    described = hashlib.sha256()
-    for file, _ in samples:
-        described.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
-    return "listing:" + described.hexdigest()

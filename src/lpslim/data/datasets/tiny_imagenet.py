@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lpslim.base.errors import UserError
-from lpslim.data.folders import Listing, decode, images_in, list_images
-from lpslim.data.images import splits
+from lpslim.data.decoded import Listing, images_in, list_images
+from lpslim.data.images import folder_data
 from lpslim.data.splits import Data
 
 SIZE = 64
@@ -19,83 +19,40 @@ ANNOTATIONS = "val_annotations.txt"
 
 
 def load(settings: Any, cache: Path) -> Data:
-    """Return the images below ``settings.root``; ``val`` is the test set (that of the archive has no labels).
+    """Return the images below ``settings.root``; ``val`` is the test set (the archive's has no labels).
 
-    Two layouts are understood, for each split on its own: the archive's (``train/<class>/images/*``,
-    ``val/images/*`` with ``val/val_annotations.txt``) and ``train/<class>/<image>`` with
-    ``val/<class>/<image>``. Classes are numbered in the order of their names.
+    Two layouts are read, for each split on its own: the archive's (``train/<class>/images/*``,
+    ``val/images/*`` with ``val/val_annotations.txt``) and ``<split>/<class>/<image>``. Classes are numbered
+    in the order of their names.
 
     Raises:
-        UserError: images or annotations are missing, or train, val and the archive's list of
-            classes (``wnids.txt``) disagree.
+        UserError: images or annotations are missing, or train and val disagree about the classes.
     """
     root = Path(settings.root)
-    if not (root / "train").is_dir() or not (root / "val").is_dir():
-        raise _incomplete(root, "no images there")
     annotations = root / "val" / ANNOTATIONS
     annotated = (root / "val" / "images").is_dir()
-    if annotated and not annotations.is_file():
-        raise _incomplete(root, f"val/images without val/{ANNOTATIONS}")
-    training = _class_folders(root / "train")
-    classes, _ = training
-    _check_names(root / "wnids.txt", classes)
-    test = _annotated(annotations, classes) if annotated else _class_folders(root / "val")
-    listed = {"train": training, "val": test}
-    tensors, fingerprint = decode(root, listed, SIZE, cache, [annotations] if annotated else [])
-    parts = splits(
-        (tensors["train.images"], tensors["train.labels"]),
-        (tensors["val.images"], tensors["val.labels"]),
-        val_fraction=settings.val_fraction,
-        crop_padding=settings.crop_padding,
-        flip=settings.flip,
-    )
-    shape = (3, SIZE, SIZE)
-    return Data(settings.name, f"image folder {root.name}", fingerprint, len(classes), shape, **parts)
-
-
-def _incomplete(root: Path, what: str) -> UserError:
-    return UserError(
-        f"dataset.root={root}: {what}. Expected the content of {ARCHIVE}: {root}/train/<class>/images/* and "
-        f"{root}/val/images/* with {root}/val/{ANNOTATIONS}, or {root}/train/<class>/<image> and "
-        f"{root}/val/<class>/<image>"
-    )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"{path}: is not UTF-8 text ({problem})") from problem
-
-
-def _class_folders(split: Path) -> Listing:
-    deeper = any(entry.is_dir() for entry in split.glob("*/images"))
-    return list_images(split, below="images" if deeper else ".")
-
-
-def _check_names(listed: Path, classes: list[str]) -> None:
-    """Refuse, where the archive's list is there, an archive of which only a part was unpacked."""
-    named = set(_text(listed).split()) if listed.is_file() else set(classes)
-    if differing := sorted(named ^ set(classes)):
+    if not (root / "train").is_dir() or not (root / "val").is_dir() or annotated > annotations.is_file():
         raise UserError(
-            f"{listed}: names {len(named)} classes, but {listed.parent / 'train'} holds {len(classes)}; "
-            f"{differing[0]} is in one of them alone"
+            f"dataset.root={root}: no complete Tiny-ImageNet there. Expected the content of {ARCHIVE}: "
+            f"{root}/train/<class>/images/* and {root}/val/images/* with {annotations}, or "
+            f"{root}/train/<class>/<image> and {root}/val/<class>/<image>"
         )
+    train = list_images(root, "train", "images" if any((root / "train").glob("*/images")) else ".")
+    test = _annotated(annotations) if annotated else list_images(root, "val")
+    return folder_data(settings, SIZE, train, test, cache, [annotations] if annotated else [])
 
 
-def _annotated(annotations: Path, classes: list[str]) -> Listing:
+def _annotated(annotations: Path) -> Listing:
     """Return the images that the annotation file lists with their classes, separated by tabs."""
     images = {file.name: file for file in images_in(annotations.parent / "images")}
-    labels: dict[str, str] = {}
-    for number, line in enumerate(_text(annotations).splitlines(), start=1):
-        name, label, *_ = [*line.split("\t"), ""]
-        if name not in images or label not in classes:
-            raise UserError(
-                f"{annotations}, line {number}: expected an image of {annotations.parent / 'images'} and a "
-                f"class of train, found {name!r} and {label!r}"
-            )
-        labels[name] = label
-    if unnamed := sorted(images.keys() - labels.keys()):
-        raise UserError(f"{annotations}: does not name {images[unnamed[0]]}")
-    found = sorted(set(labels.values()))
-    return found, [(images[name], found.index(label)) for name, label in sorted(labels.items())]
+    try:
+        rows = [line.split("\t") for line in annotations.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as problem:
+        raise UserError(f"{annotations}: is not UTF-8 text ({problem})") from problem
+    labels = {row[0]: row[1] for row in rows if len(row) > 1}
+    if odd := sorted(images.keys() ^ labels.keys()):
+        raise UserError(
+            f"{annotations}: {odd[0]!r} must be both in it and in {annotations.parent / 'images'}"
+        )
+    used = sorted(set(labels.values()))
+    return used, [(images[name], used.index(label)) for name, label in sorted(labels.items())]

@@ -1,14 +1,22 @@
-"""A small grammar of English that tells acceptable sentences from others: a text task for everyone.
+"""Toy texts: acceptable English sentences and others, made by a small grammar; nothing to download.
 
 Subjects and verbs agree in number, across prepositional phrases and relative clauses; determiners agree
-with their nouns. An unacceptable sentence is an acceptable one with a single fault.
+with their nouns. An unacceptable sentence has a single fault.
 """
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
+from lpslim.data.datasets.glue import text_data
+from lpslim.data.metrics import TASKS
+from lpslim.data.splits import Data
+
+TRAIN, TEST = 2000, 500
 SINGULAR, PLURAL = 0, 1
+# words of both numbers; all are in the vocabulary of the tiny encoder, lpslim.models.encoders.WORDS
 DETERMINERS = (("the", "a", "this", "every"), ("the", "some", "these", "many"))
 NOUNS = (
     ("cat", "dog", "teacher", "child", "pilot", "river", "king", "farmer"),
@@ -19,23 +27,22 @@ PREPOSITIONS = ("near", "behind", "with", "above")
 TRANSITIVE = (("sees", "helps", "follows", "admires"), ("see", "help", "follow", "admire"))
 INTRANSITIVE = (("sleeps", "waits", "sings", "smiles"), ("sleep", "wait", "sing", "smile"))
 ADVERBS = ("often", "here", "quietly", "today")
-THAT, STOP = "that", "."
-WORDS = tuple(
-    sorted({*sum((*DETERMINERS, *NOUNS, *TRANSITIVE, *INTRANSITIVE), ()),
-            *ADJECTIVES, *PREPOSITIONS, *ADVERBS, THAT, STOP})
-)  # fmt: skip
-Example = tuple[str, int]
 
 
-def examples(count: int, seed: int = 0) -> list[Example]:
+def load(settings: Any, cache: Path) -> Data:
+    """Return 2,000 sentences for training and 500 for the test, with CoLA's metric, Matthews' correlation."""
+    rows = [((sentence,), float(label)) for sentence, label in examples(TRAIN + TEST)]
+    return text_data(settings, "grammar, embedded", TASKS["matthews"], 2, rows[:TRAIN], rows[TRAIN:])
+
+
+def examples(count: int, seed: int = 0) -> list[tuple[str, int]]:
     """Return ``count`` different sentences, every other one acceptable (label 1), in random order."""
     draw = random.Random(seed)
-    found: dict[str, int] = {}
-    while len(found) < count:
-        label = len(found) % 2
-        words = _sentence(draw, fault=not label)
-        found.setdefault(" ".join(words), label)
-    pairs = list(found.items())
+    labels: dict[str, int] = {}
+    while len(labels) < count:
+        label = len(labels) % 2
+        labels.setdefault(" ".join(_sentence(draw, fault=not label)), label)
+    pairs = list(labels.items())
     draw.shuffle(pairs)
     return pairs
 
@@ -50,7 +57,7 @@ def _sentence(draw: random.Random, fault: bool) -> list[str]:
         predicate += [draw.choice(ADVERBS)] if draw.random() < 0.5 else []
     else:
         predicate = [draw.choice(TRANSITIVE[verb_number]), *_any_noun_phrase(draw)]
-    return [*subject, *predicate, STOP]
+    return [*subject, *predicate, "."]
 
 
 def _noun_phrase(draw: random.Random, number: int, deep: bool, fault: bool = False) -> list[str]:
@@ -63,7 +70,7 @@ def _noun_phrase(draw: random.Random, number: int, deep: bool, fault: bool = Fal
         if kind < 0.35:
             words += [draw.choice(PREPOSITIONS), *_any_noun_phrase(draw)]
         else:
-            words += [THAT, draw.choice(TRANSITIVE[number]), *_any_noun_phrase(draw)]
+            words += ["that", draw.choice(TRANSITIVE[number]), *_any_noun_phrase(draw)]
     return words
 
 
