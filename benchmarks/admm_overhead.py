@@ -139,7 +139,7 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, Any]:
 def show(row: dict[str, Any]) -> None:
     """Print a row."""
     print(f"\n{row['network']}, batch {row['batch']}, {row['image']} px: {row['step_ms']} ms a step, "
-          f"{row['update_ms']} ms an update, gradient {100 * row['inside'].median:.2f} % of a step")  # fmt: skip
+          f"{row['update_ms']} ms an update, gradient {100 * row['inside'].median:.2f} %")  # fmt: skip
     for kind in ("ours", "released"):
         print(f"  {kind:<9} time x {row[f'{kind}_ratio']}   memory {row[f'{kind}_memory']:.2f} copies, "
               f"peak +{row[f'{kind}_peak']:.2f}")  # fmt: skip
