@@ -20,13 +20,14 @@ from msgspec import Meta, Struct
 
 from lpslim.base import files
 from lpslim.base.errors import DivergenceError, UserError
-from lpslim.experiment.config import Config, flat
+from lpslim.experiment.checks import LONGEST_NAME, NAME
+from lpslim.experiment.config import PROTOCOLS, Config, flat
 
 if TYPE_CHECKING:
     from lpslim.data.splits import Data
     from lpslim.experiment.keys import Step
 
-# Version of each stage's code, raised when a change alters its results; layer_budget is a score like any other
+# Version of each stage's code, raised when a change alters its results; layer_budget is a score as well
 VERSIONS = {"baseline": 1, "sparsify": 1, "layer_budget": 1, "score": 1, "prune": 1, "finetune": 1}
 RULE = "multiply-adds of convolution and linear layers; all parameters"  # of counting the cost
 NETWORK = "weights.safetensors"  # of a stage's folder: models.storage.WEIGHTS, which imports torch
@@ -35,31 +36,27 @@ DIGITS = 4  # decimals of a curve's values: finer than any data set can tell
 PRIVATE = ("results_dir", "work_dir", "dataset.root")  # settings that name places on this machine
 SOURCES = (":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
+DEFAULTS: Mapping[str, Any] = dict(flat(asdict(Config())))
 
-PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # cannot climb out of a folder
-Name = Annotated[str, Meta(pattern=rf"\A{PART}(/{PART})*\Z", max_length=200)]
+Stage = Annotated[str, Meta(pattern=rf"\A({'|'.join(VERSIONS)})\Z")]
+Protocol = Annotated[str, Meta(pattern=rf"\A({'|'.join(PROTOCOLS)})\Z")]
+Name = Annotated[str, Meta(pattern=rf"\A{NAME.pattern}\Z", max_length=LONGEST_NAME)]  # stays in a folder
 Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Percent = Annotated[float, Meta(ge=-100, le=100)]  # a correlation may be negative
 Drop = Annotated[float, Meta(le=100)]  # a network may also grow
-Stage = Literal["baseline", "sparsify", "layer_budget", "score", "prune", "finetune"]
-Protocol = Literal["last", "val", "paper"]
 
 
-class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """JSON object whose fields are all known."""
-
-
-class Size(Entry):
+class Size(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Cost of one network: multiply-adds for a sample, and parameters."""
 
     macs: Count
     params: Count
 
 
-class Samples(Entry):
+class Samples(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Data set: its name and source, fingerprint of its content, metric, and number of samples."""
 
     name: str
@@ -71,8 +68,8 @@ class Samples(Entry):
     test: Count
 
 
-class Cost(Entry):
-    """Cost before and after pruning, counted by ``rule``, drops in percent; None before there is a pruning."""
+class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Cost before and after pruning, counted by ``rule``, drops in percent; None without a pruning."""
 
     rule: str
     dense: Size | None = None
@@ -81,7 +78,7 @@ class Cost(Entry):
     params_drop: Drop | None = None
 
 
-class Curve(Entry):
+class Curve(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Training of one stage, a value per epoch; accuracies in percent."""
 
     train_loss: list[float]
@@ -89,7 +86,7 @@ class Curve(Entry):
     test_accuracy: list[Percent]
 
 
-class Divergence(Entry):
+class Divergence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Place of a training loss that is not finite: epoch and step from 1, the loss as text."""
 
     stage: Stage
@@ -98,18 +95,16 @@ class Divergence(Entry):
     loss: str
 
 
-class Record(Entry):
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run: what was asked, on what data, and what came out. Percentages are 0 to 100.
 
-    experiment: ``<table>/<row>``, or ``adhoc``. method: its name in tables. kind: ADMM, rival, control,
-    unstructured. key: of the last stage. stages, groups: stage -> its key, with and without the seed; runs of
-    equal ``groups["finetune"]`` are the seeds of one cell. versions: stage -> version of its code. weights:
-    stage -> SHA-256 of the network that it left. differs: empty where results are those of the experiment file
-    (or there is none), else key -> [the file's, the run's]. config: as composed, without places of the machine.
-    accuracy: stage -> protocol -> the data's metric on the test split. channels: pruned layer -> (kept, of).
-    convergence: a row per outer ADMM iteration; may be empty. seconds: stage -> wall time where it was
-    computed. environment: versions, device, git commit. diverged: None if every loss was finite; a run that
-    diverged has what was measured until then.
+    experiment: ``<table>/<row>``, or ``adhoc``. method, kind: its name in tables, and its class (config.KINDS).
+    key: of the last stage. stages, groups: stage -> its key, with and without the seed. versions, weights:
+    stage -> version of its code, SHA-256 of the network it left. differs: empty if the results are those of
+    the experiment file or there is none, else key -> [the file's, the run's]. config: as composed, without
+    places of the machine. accuracy: stage -> protocol -> the data's metric on the test split. channels: pruned
+    layer -> (kept, of). convergence: a row per outer ADMM iteration; may be empty. seconds: stage -> wall time
+    where it was computed. diverged: None if every loss was finite; else there is what was measured until then.
     """
 
     schema: Literal[2]
@@ -126,7 +121,7 @@ class Record(Entry):
     config: dict[str, Any]
     data: Samples
     cost: Cost
-    accuracy: dict[Stage, dict[Protocol, Percent]]
+    accuracy: dict[Stage, Annotated[dict[Protocol, Percent], Meta(min_length=len(PROTOCOLS))]]
     channels: dict[str, tuple[Positive, Positive]]
     convergence: list[dict[str, float]]
     curves: dict[Stage, Curve]
@@ -146,7 +141,7 @@ class Record(Entry):
     @property
     def settings(self) -> Mapping[str, Any]:
         """Every setting by its dotted key; one that came after the record has its default."""
-        return {**dict(flat(asdict(Config()))), **dict(flat(self.config))}
+        return {**DEFAULTS, **dict(flat(self.config))}
 
     @property
     def epochs(self) -> Mapping[str, int]:
@@ -161,13 +156,10 @@ def _faults(record: Record) -> Iterator[str]:
     """Yield where the fields of a record contradict each other, or lack what tables need."""
     if record.stages.get("finetune") != record.key:
         yield "stages.finetune: is not the record's key"
-    if not record.groups.keys() == record.versions.keys() == record.stages.keys():
-        yield f"groups, versions: need the stages {', '.join(record.stages)}"
-    if not isinstance(record.config.get("model"), dict) or "name" not in record.config["model"]:
+    if not record.stages.keys() == record.groups.keys() == record.versions.keys():
+        yield "groups, versions: are not of the same stages as stages"
+    if "name" not in (record.config.get("model") or {}):
         yield "config.model.name: missing"
-    for stage, values in record.accuracy.items():
-        if len(values) < 3:
-            yield f"accuracy.{stage}: needs last, val, paper"
     for layer, (kept, of) in record.channels.items():
         if kept > of:
             yield f"channels.{layer}: keeps more than there are"
@@ -175,14 +167,11 @@ def _faults(record: Record) -> Iterator[str]:
         if not len(curve.train_loss) == len(curve.val_accuracy) == len(curve.test_accuracy):
             yield f"curves.{stage}: columns of different lengths"
     if record.diverged:
-        if record.diverged.stage in record.accuracy or record.diverged.stage not in record.stages:
-            yield "diverged.stage: is no stage without an accuracy"
         return
     if None in (record.cost.dense, record.cost.pruned, record.cost.flops_drop, record.cost.params_drop):
         yield "cost: needs dense, pruned, flops_drop, params_drop"
-    for stage in ("baseline", "prune", "finetune"):
-        if stage not in record.accuracy:
-            yield f"accuracy.{stage}: missing"
+    for stage in {"baseline", "prune", "finetune"} - record.accuracy.keys():
+        yield f"accuracy.{stage}: missing"
 
 
 def path_of(results: Path, experiment: str, key: str) -> Path:
@@ -244,11 +233,10 @@ def make_record(
     diverged: DivergenceError | None,
     **fields: Any,
 ) -> Record:
-    """Return the record of a run; ``infos``: what its finished stages say of themselves.
+    """Return the record of a run; ``infos``: stage -> what it says of itself, of the finished ones.
 
     fields: ``method``, ``kind``, ``differs`` and ``environment``, as in the record.
     """
-    pruned, sparsified = infos.get("prune", {}), infos.get("sparsify", {})
     curves = {stage: info["curve"] for stage, info in infos.items() if "curve" in info}
     if diverged:
         curves[diverged.stage] = diverged.curve
@@ -258,49 +246,45 @@ def make_record(
         "experiment": config.name,
         "seed": config.seed,
         "key": steps["finetune"].key,
-        "stages": {name: step.key for name, step in steps.items()},
-        "groups": {name: step.group for name, step in steps.items()},
-        "versions": {name: VERSIONS[name] for name in steps},
-        "weights": {name: info["files"][NETWORK] for name, info in infos.items() if NETWORK in info["files"]},
+        "stages": {stage: step.key for stage, step in steps.items()},
+        "groups": {stage: step.group for stage, step in steps.items()},
+        "versions": {stage: VERSIONS[stage] for stage in steps},
+        "weights": {s: info["files"][NETWORK] for s, info in infos.items() if NETWORK in info["files"]},
         "config": _public(asdict(config)),
         "data": {
             **{name: getattr(data, name) for name in ("name", "source", "fingerprint")},
             **{split: len(getattr(data, split)) for split in ("train", "val", "test")},
             "metric": data.task.metric,
         },
-        "cost": {"rule": RULE, **pruned.get("cost", {})},
-        "accuracy": {name: info["accuracy"] for name, info in infos.items() if "accuracy" in info},
-        "channels": pruned.get("channels", {}),
-        "convergence": sparsified.get("convergence", []),
+        "cost": {"rule": RULE, **infos.get("prune", {}).get("cost", {})},
+        "accuracy": {stage: info["accuracy"] for stage, info in infos.items() if "accuracy" in info},
+        "channels": infos.get("prune", {}).get("channels", {}),
+        "convergence": infos.get("sparsify", {}).get("convergence", []),
         "curves": {
-            stage: {name: [round(row[name], DIGITS) for row in curve] for name in Curve.__struct_fields__}
-            for stage, curve in curves.items()
+            stage: {name: [round(row[name], DIGITS) for row in rows] for name in Curve.__struct_fields__}
+            for stage, rows in curves.items()
         },
-        "seconds": {name: round(info["seconds"], 1) for name, info in infos.items()},
+        "seconds": {stage: round(info["seconds"], 1) for stage, info in infos.items()},
     }
     return msgspec.convert({**content, **fields}, Record)
 
 
 def _public(value: Any, key: str = "") -> Any:
-    """Return settings as a record states them: no places, and of a file's absolute path its name alone."""
+    """Return settings without places of the machine; of a file's absolute path its name stays."""
     if isinstance(value, dict):
-        inner = {name: f"{key}.{name}".lstrip(".") for name in value}
-        return {name: _public(value[name], inner[name]) for name in value if inner[name] not in PRIVATE}
+        keys = {name: f"{key}.{name}".lstrip(".") for name in value}
+        return {name: _public(value[name], keys[name]) for name in value if keys[name] not in PRIVATE}
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def environment(device: str, processes: int) -> dict[str, str | int | bool | None]:
     """Return the versions, machine and source revision that a record states."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
-        "machine": platform.machine(),
-        "device": device,
-        "processes": processes,
-        **{package: version(package) for package in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)),
-    }
+    packages = {package: version(package) for package in PACKAGES}
+    machine = {"platform": platform.platform(terse=True), "machine": platform.machine()}
+    changed = _git("status", "--porcelain", "--", *SOURCES)
+    source = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    run = {"python": platform.python_version(), "device": device, "processes": processes}
+    return {**run, **machine, **packages, **source}
 
 
 def _git(*arguments: str) -> str | None:

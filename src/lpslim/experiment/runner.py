@@ -116,9 +116,9 @@ def _check(run: Run) -> None:
         raise UserError(f"model={chosen.name}: does not take inputs {data.shape}: {problem}") from problem
     families.get(chosen.family).check(model, data)
     if config.granularity == "weights":
-        unstructured.check(model, run.budget)
+        unstructured.check(model, run.budget())
     else:
-        candidates.check(run.budget)
+        candidates.check(run.budget())
         for criterion in filter(None, (config.criterion.name, config.criterion.layer_budget_from)):
             criteria.check(criterion, model, candidates.units)
     if config.regularizer.name != "none":

@@ -28,9 +28,10 @@ from lpslim.experiment.config import PROTOCOLS, Config
 from lpslim.experiment.keys import Info, Step
 from lpslim.models import family as families
 from lpslim.models import storage
+from lpslim.models.storage import Architecture
 from lpslim.pruning import budget, criteria, selection, unstructured
 from lpslim.pruning.budget import Budget, Candidates
-from lpslim.pruning.cost import layer_costs
+from lpslim.pruning.cost import Cost, layer_costs
 from lpslim.pruning.units import regularised_weights
 from lpslim.training.callbacks import Callback, MaskKeeper
 from lpslim.training.checkpoint import Checkpoint
@@ -47,17 +48,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """One run on loaded data, with its planned stages; ``charts``: a TensorBoard writer in the main process."""
+    """One run: its configuration, data and stages; ``charts``: a TensorBoard writer in the main process."""
 
     config: Config
     data: Data
     steps: dict[str, Step]
     charts: Any = None
 
-    def chart(self, stage: str, row: dict[str, float]) -> None:
-        """Chart the measurements of an epoch."""
-        for name in row.keys() - {"epoch", "seconds"} if self.charts else ():
-            self.charts.add_scalar(f"{stage}/{name}", row[name], int(row["epoch"]))
+    def checkpoint(self, stage: str) -> Checkpoint:
+        """Return the checkpoints inside a stage."""
+        return Checkpoint(self.steps[stage].folder, self.config.trainer.checkpoint_minutes)
+
+    def budget(self) -> Budget:
+        """Return how much is to be removed."""
+        chosen = self.config
+        return Budget(chosen.ratio, chosen.target_flops, chosen.target_params, chosen.round_to)
 
     def candidates(self, model: nn.Module) -> Candidates:
         """Return what can be removed from the dense network ``model``."""
@@ -66,43 +71,24 @@ class Run:
         found = budget.candidates(model, example, units, adjust=config.adjust, floor=config.model.floor)
         return found.without(config.protected)
 
-    @property
-    def budget(self) -> Budget:
-        """How much is to be removed."""
-        c = self.config
-        return Budget(c.ratio, c.target_flops, c.target_params, c.round_to)
-
-    @property
-    def trunk(self) -> Path:
-        """The folder of the network that is pruned."""
-        return self.steps["sparsify" if "sparsify" in self.steps else "baseline"].folder
-
-    @property
-    def scored(self) -> Path:
-        """The folder of the network that is scored: with Z in place of W, if asked for and there is one."""
-        z = self.trunk / "Z"
-        return z if self.config.criterion.weights == "Z" and z.is_dir() else self.trunk
-
-    def checkpoint(self, stage: str) -> Checkpoint:
-        """Return the checkpoints inside a stage."""
-        return Checkpoint(self.steps[stage].folder, self.config.trainer.checkpoint_minutes)
+    def chart(self, stage: str, row: dict[str, float]) -> None:
+        """Chart the measurements of an epoch."""
+        for name in row.keys() - {"epoch", "seconds"} if self.charts else ():
+            self.charts.add_scalar(f"{stage}/{name}", row[name], int(row["epoch"]))
 
 
 def obtain(run: Run, stage: str) -> Info:
-    """Find a stage or compute it; return what it says of itself.
-
-    Raises:
-        DivergenceError: its training loss is not finite.
-    """
+    """Find a stage or compute it; return what it says of itself (DivergenceError: a loss is not finite)."""
     step, checkpoint = run.steps[stage], run.checkpoint(stage)
     with _on_main(files.locked(step.lock)):
-        if not (found := broadcast_from_main(lambda: _is_intact(step))):
-            with _on_main(files.new_folder(step.folder)) as scratch:
-                try:
-                    _compute(run, step, scratch)
-                except DivergenceError:
-                    broadcast_from_main(checkpoint.clear)  # a second try must not go on there
-                    raise
+        try:
+            if found := broadcast_from_main(lambda: _is_intact(step)):
+                log.info("%s %s: found, not computed again", stage, step.key)
+            else:
+                _compute(run, step)
+        except DivergenceError:
+            broadcast_from_main(checkpoint.clear)  # a second try must not go on there
+            raise
         broadcast_from_main(checkpoint.clear)
     info = broadcast_from_main(step.info)
     for row in info.get("curve", []) if found else []:
@@ -123,20 +109,20 @@ def _is_intact(step: Step) -> bool:
     if step.done and (fault := files.verify_manifest(step.folder)):
         aside = files.set_aside(step.folder)
         log.warning("%s %s: damaged (%s): computed again, kept as %s", step.name, step.key, fault, aside)
-    if step.done:
-        log.info("%s %s: found, not computed again", step.name, step.key)
     return step.done
 
 
-def _compute(run: Run, step: Step, folder: Path) -> None:
-    began, stage = time.perf_counter(), STAGES[step.name]
-    trains = "train" in step.depends_on
-    info = stage(run, step, folder) if trains else broadcast_from_main(lambda: stage(run, step, folder))
-    info |= {"seconds": time.perf_counter() - began, "depends_on": step.depends_on}
-    broadcast_from_main(lambda: files.write_manifest(folder, info))
+def _compute(run: Run, step: Step) -> None:
+    with _on_main(files.new_folder(step.folder)) as folder:
+        began, stage = time.perf_counter(), STAGES[step.name]
+        trains = "train" in step.depends_on
+        into = replace(step, folder=folder)
+        info = stage(run, into) if trains else broadcast_from_main(lambda: stage(run, into))
+        info |= {"seconds": time.perf_counter() - began, "depends_on": step.depends_on}
+        broadcast_from_main(lambda: files.write_manifest(folder, info))
 
 
-def baseline(run: Run, step: Step, folder: Path) -> Info:
+def baseline(run: Run, step: Step) -> Info:
     """Train the dense network, from random or from pretrained weights."""
     chosen, data = run.config.model, run.data
     torch.manual_seed(derive_seed(run.config.seed, "initial weights"))
@@ -144,116 +130,105 @@ def baseline(run: Run, step: Step, folder: Path) -> Info:
     model = architecture.build()
     if chosen.weights:
         families.get(chosen.family).load_weights(model, chosen.name, chosen.weights)
-    info = _train(run, step, model)
-    broadcast_from_main(lambda: storage.write(folder, model, architecture))
-    return info
+    return _train(run, step, model, architecture)
 
 
-def sparsify(run: Run, step: Step, folder: Path) -> Info:
+def sparsify(run: Run, step: Step) -> Info:
     """Train under the regulariser; keep the network with W and, where there is a sparse copy, with Z."""
-    parent = run.steps["baseline"].folder
-    model, architecture = storage.load(parent), storage.describe(parent)
+    model, architecture = _load(run.steps["baseline"].folder)
     regularizer = keys.regularizer(run.config)[0](model)
-    info = _train(run, step, model, regularizer)
-    broadcast_from_main(lambda: storage.write(folder, model, architecture))
+    info = _train(run, step, model, architecture, regularizer)
     if sparse := regularizer.sparse():
         model.load_state_dict({**model.state_dict(), **sparse})
-        broadcast_from_main(lambda: storage.write(folder / "Z", model, architecture))
+        broadcast_from_main(lambda: storage.write(step.folder / "Z", model, architecture))
     return {**info, "convergence": regularizer.convergence}
 
 
-def score(run: Run, step: Step, folder: Path) -> Info:
+def score(run: Run, step: Step) -> Info:
     """Score every unit by one criterion."""
-    device, seed, model = (
-        make_accelerator(run.config.trainer).device,
-        run.config.seed,
-        storage.load(run.scored),
-    )
+    device, seed, model = make_accelerator(run.config.trainer).device, run.config.seed, _scored(run)
     units, train = run.candidates(model).units, run.data.train.to(device)
     batches = train.train_batches(min(SAMPLE_SIZE, len(train)), derive_seed(seed, "score", "batches"))
     torch.manual_seed(derive_seed(seed, "score"))
-    looked_at, name = islice(batches, SAMPLE_BATCHES), step.depends_on["name"]
-    scores = criteria.score(name, model.to(device), units, looked_at, run.data.task.loss)
-    save_file({u.layer: s.contiguous() for u, s in zip(units, scores, strict=True)}, folder / SCORES)
+    sample, name = islice(batches, SAMPLE_BATCHES), step.depends_on["name"]
+    scores = criteria.score(name, model.to(device), units, sample, run.data.task.loss)
+    save_file({u.layer: s.contiguous() for u, s in zip(units, scores, strict=True)}, step.folder / SCORES)
     return {}
 
 
-def prune(run: Run, step: Step, folder: Path) -> Info:
+def prune(run: Run, step: Step) -> Info:
     """Remove the units of the lowest scores, or set the smallest weights to zero; the others keep W."""
-    model, architecture, channels = storage.load(run.trunk), storage.describe(run.trunk), {}
+    model, architecture = _load(_trunk(run))
     if run.config.granularity == "weights":
-        layers = layer_costs(model, example_input(run.data.shape))
-        dense = unstructured.remaining(model, layers)
-        _mask(run, model, layers, dense)
-        left = unstructured.remaining(model, layers)
+        dense, left = _zero_weights(run, model)
+        channels = {}
     else:
         candidates = run.candidates(model)
-        architecture = replace(architecture, kept=_select(run, candidates))
+        architecture = replace(architecture, kept=_kept(run, candidates))
         architecture.cut(model)
-        widths = [len(architecture.kept[units.layer]) for units in candidates.units]
-        channels = {units.layer: (width * units.groups, units.size * units.groups)
-                    for units, width in zip(candidates.units, widths, strict=True)}  # fmt: skip
-        dense, left = candidates.cost.dense, candidates.cost(widths)
-    storage.write(folder, model, architecture)
-    drops = {
-        "flops_drop": 100 * (1 - left.macs / dense.macs),
-        "params_drop": 100 * (1 - left.params / dense.params),
-    }
-    cost = {"dense": asdict(dense), "pruned": asdict(left), **drops}
+        widths = {units.layer: len(architecture.kept[units.layer]) for units in candidates.units}
+        channels = {u.layer: (widths[u.layer] * u.groups, u.size * u.groups) for u in candidates.units}
+        dense, left = candidates.cost.dense, candidates.cost(list(widths.values()))
+    storage.write(step.folder, model, architecture)
+    drops = (100 * (1 - left.macs / dense.macs), 100 * (1 - left.params / dense.params))
+    cost = {"dense": asdict(dense), "pruned": asdict(left), "flops_drop": drops[0], "params_drop": drops[1]}
     return {"cost": cost, "channels": channels, "accuracy": _measured(run, model)}
 
 
-def _select(run: Run, candidates: Candidates) -> selection.Kept:
-    def scores(stage: str, score_norm: str) -> list[Tensor]:
+def _kept(run: Run, candidates: Candidates) -> selection.Kept:
+    def scores(stage: str, norm: str) -> list[Tensor]:
         stored = load_file(run.steps[stage].folder / SCORES)
-        return [selection.SCORE_NORMS[score_norm](stored[units.layer]) for units in candidates.units]
+        return [selection.SCORE_NORMS[norm](stored[units.layer]) for units in candidates.units]
 
     if "layer_budget" not in run.steps:
-        return candidates.select(scores("score", run.config.criterion.score_norm), run.budget)
-    kept = candidates.select(scores("layer_budget", "minmax"), run.budget)
-    widths = [len(kept[units.layer]) for units in candidates.units]
+        return candidates.select(scores("score", run.config.criterion.score_norm), run.budget())
+    widest = candidates.select(scores("layer_budget", "minmax"), run.budget())
+    widths = [len(widest[units.layer]) for units in candidates.units]
     return selection.strongest(candidates.units, scores("score", "raw"), widths)
 
 
-def _mask(run: Run, model, layers, dense) -> None:
-    config, scored = run.config, regularised_weights(storage.load(run.scored))
-    prices, spend = dict.fromkeys(scored, 1.0), config.ratio * sum(w.numel() for w in scored.values())
+def _zero_weights(run: Run, model: nn.Module) -> tuple[Cost, Cost]:
+    """Set the weights that are smallest in Z (or W) to zero; return the cost before and after."""
+    config, layers = run.config, layer_costs(model, example_input(run.data.shape))
+    scored, dense = regularised_weights(_scored(run)), unstructured.remaining(model, layers)
+    prices, amount = dict.fromkeys(scored, 1.0), config.ratio * sum(w.numel() for w in scored.values())
     if config.target_flops is not None:
-        prices, spend = unstructured.positions(layers, list(scored)), config.target_flops * dense.macs
+        prices, amount = unstructured.positions(layers, list(scored)), config.target_flops * dense.macs
     elif config.target_params is not None:
-        spend = budget.removed_share(config.target_params, dense.params) * dense.params
-    unstructured.apply(model, unstructured.smallest(scored, regularised_weights(model), prices, spend))
+        amount = budget.removed_share(config.target_params, dense.params) * dense.params
+    unstructured.apply(model, unstructured.smallest(scored, regularised_weights(model), prices, amount))
+    return dense, unstructured.remaining(model, layers)
 
 
-def finetune(run: Run, step: Step, folder: Path) -> Info:
+def finetune(run: Run, step: Step) -> Info:
     """Train the smaller network: from its weights, or as a control from scratch."""
-    config, parent = run.config, run.steps["prune"]
-    architecture, longer = storage.describe(parent.folder), 1.0
-    if config.retrain == "finetune":
-        model = storage.load(parent.folder)
-    else:
+    config, (model, architecture), longer = run.config, _load(run.steps["prune"].folder), 1.0
+    if config.retrain != "finetune":
         torch.manual_seed(derive_seed(config.seed, "weights from scratch"))
         model = architecture.build()
     if config.retrain == "scratch_b":  # for as many multiply-adds as the dense network's training
-        cost = parent.info()["cost"]
+        cost = run.steps["prune"].info()["cost"]
         longer = cost["dense"]["macs"] / cost["pruned"]["macs"]
-    info = _train(run, step, model, MaskKeeper(model) if config.granularity == "weights" else None, longer)
-    broadcast_from_main(lambda: storage.write(folder, model, architecture))
-    return info
+    keeper = MaskKeeper(model) if config.granularity == "weights" else None
+    return _train(run, step, model, architecture, keeper, longer)
 
 
 def _train(
-    run: Run, step: Step, model: nn.Module, callback: Callback | None = None, longer: float = 1.0
-) -> Info:
-    config = keys.trainings(run.config)[step.name]
+    run: Run, step: Step, model: nn.Module, architecture: Architecture, callback: Callback | None = None,
+    longer: float = 1.0,
+) -> Info:  # fmt: skip
+    """Train a network as its stage is configured, and write it; one that is not trained is measured once."""
+    config, curve = keys.trainings(run.config)[step.name], []
     config = replace(config, epochs=round(config.epochs * longer))
-    if not config.epochs:
-        return {"curve": [], "accuracy": broadcast_from_main(lambda: _measured(run, model))}
-    curve = fit(
-        model, run.data, config, run.config.trainer, seed=run.config.seed, stage=step.name, callback=callback,
-        after_epoch=lambda row: run.chart(step.name, row), checkpoint=run.checkpoint(step.name),
-    )  # fmt: skip
-    return {"curve": curve, "accuracy": summarise(curve)}
+    if config.epochs:
+        curve = fit(
+            model, run.data, config, run.config.trainer, seed=run.config.seed, stage=step.name,
+            callback=callback, after_epoch=lambda row: run.chart(step.name, row),
+            checkpoint=run.checkpoint(step.name),
+        )  # fmt: skip
+    accuracy = summarise(curve) if curve else broadcast_from_main(lambda: _measured(run, model))
+    broadcast_from_main(lambda: storage.write(step.folder, model, architecture))
+    return {"curve": curve, "accuracy": accuracy}
 
 
 def _measured(run: Run, model: nn.Module) -> dict[str, float]:
@@ -264,7 +239,21 @@ def _measured(run: Run, model: nn.Module) -> dict[str, float]:
     return dict.fromkeys(PROTOCOLS, accuracy)
 
 
-STAGES: dict[str, Callable[[Run, Step, Path], Info]] = {
+def _trunk(run: Run) -> Path:
+    return run.steps["sparsify" if "sparsify" in run.steps else "baseline"].folder
+
+
+def _scored(run: Run) -> nn.Module:
+    """Return the network whose weights are scored: with Z in place of W, if asked for and there is one."""
+    z = _trunk(run) / "Z"
+    return storage.load(z if run.config.criterion.weights == "Z" and z.is_dir() else _trunk(run))
+
+
+def _load(folder: Path) -> tuple[nn.Module, Architecture]:
+    return storage.load(folder), storage.describe(folder)
+
+
+STAGES: dict[str, Callable[[Run, Step], Info]] = {
     "baseline": baseline, "sparsify": sparsify, "layer_budget": score, "score": score,
     "prune": prune, "finetune": finetune,
 }  # fmt: skip
