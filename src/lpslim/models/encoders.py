@@ -159,18 +159,14 @@ def tokenizer(name: str) -> Any:
 def identity(weights: str) -> str:
     """Return the SHA-256 of a local file, or the hub's revision; UserError if there are no safetensors."""
     folder = Path(_place(weights, WEIGHTS))
-    if not folder.is_dir():
-        return f"{weights}@{_revision(weights)}"
-    if not (folder / FILE).is_file():
-        raise UserError(f"{WEIGHTS}={weights}: no {FILE} in {folder}; other files are not read")
-    return f"sha256:{file_hash(folder / FILE)}"
-
-
-def _revision(name: str) -> str:
+    if folder.is_dir():
+        if not (folder / FILE).is_file():
+            raise UserError(f"{WEIGHTS}={weights}: no {FILE} in {folder}; other files are not read")
+        return f"sha256:{file_hash(folder / FILE)}"
     from transformers.utils.hub import cached_file
 
-    # the hub's cache keeps a file under snapshots/<revision>/
-    return Path(str(_load(name, WEIGHTS, cached_file, filename="config.json"))).parent.name
+    cached = str(_load(weights, WEIGHTS, cached_file, filename="config.json"))  # in snapshots/<revision>/
+    return f"{weights}@{Path(cached).parent.name}"
 
 
 def encoder(weights: str, config: Any) -> Any:
@@ -183,11 +179,11 @@ def encoder(weights: str, config: Any) -> Any:
         ours, theirs = getattr(config, name, None), getattr(stored, name, None)
         if ours != theirs:
             raise UserError(f"{WEIGHTS}={weights}: of another network: {name} is {theirs}, not {ours}")
-    options = {} if Path(_place(weights, WEIGHTS)).is_dir() else {"revision": _revision(weights)}
+    revision = identity(weights).partition("@")[2] or "main"  # of local files none is asked for
     model, report = _load(
         weights, WEIGHTS, _transformers().AutoModelForSequenceClassification.from_pretrained,
         config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-        ignore_mismatched_sizes=True, **options,  # a head for another number of classes
+        ignore_mismatched_sizes=True, revision=revision,  # a head for another number of classes
     )  # fmt: skip
     absent = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
     lacking = [n for n in absent if n.startswith(f"{model.base_model_prefix}.") and ".pooler." not in n]
