@@ -76,18 +76,17 @@ def test_what_is_no_state_dict_is_refused(content, message, tmp_path):
 
 
 MISFITS = {
-    "missing": (lambda s: s.pop("bn1.weight"), "missing bn1.weight"),
-    "unexpected": (lambda s: s.update(x=torch.ones(1)), "unexpected x"),
+    "a name": (lambda s: s.update(x=s.pop("bn1.bias")), "does not fit: missing bn1.bias; unexpected x"),
     "a shape": (
         lambda s: s.update({"linear.bias": torch.ones(3)}),
-        "linear.bias: (3,) in the file, (10,) in the network",
+        "linear.bias: (3,) floating in the file, (10,) ",
     ),
     "a view of no end": (lambda s: s.update({"linear.bias": torch.ones(1).expand(10**9)}), "(1000000000,)"),
-    "whole numbers": (lambda s: s.update({"linear.bias": torch.ones(10).long()}), "torch.int64 in the file"),
+    "whole numbers": (lambda s: s.update({"linear.bias": torch.ones(10).long()}), "(10,) whole in the file"),
     "NaN": (lambda s: s["linear.bias"].fill_(float("nan")), "linear.bias holds values"),
     "infinity": (lambda s: s["bn1.running_var"].fill_(float("inf")), "bn1.running_var holds values"),
     "sparse": (lambda s: s.update({"linear.bias": torch.ones(10).to_sparse()}), "linear.bias holds values"),
-    "all": (dict.clear, " more"),
+    "all": (dict.clear, "missing bn1.bias, bn1.running_mean, "),
 }
 
 
@@ -126,13 +125,11 @@ def test_identity_is_the_hash_of_a_file_or_the_published_name(tmp_path):
      ("torchvision", "resnet50", "a file that exists, or one of IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT")],
 )  # fmt: skip
 def test_an_unknown_source_is_refused_with_what_there_is(family, name, choices):
-    for call in (
-        families.get(family).weights_identity,
-        lambda *a: families.get(family).load_weights(None, *a),
-    ):
-        with pytest.raises(UserError) as refused:
-            call(name, "V9")
-        assert str(refused.value) == f"model.weights=V9: must be {choices}"
+    with pytest.raises(UserError) as refused:
+        families.get(family).weights_identity(name, "V9")
+    assert str(refused.value) == f"model.weights=V9: must be {choices}"
+    with pytest.raises(UserError, match=r"^model\.weights=V9: must be"):
+        families.get(family).load_weights(torch.nn.Identity(), name, "V9")
 
 
 def test_published_weights_are_loaded_and_a_failed_download_names_the_way_out(model):
@@ -141,10 +138,8 @@ def test_published_weights_are_loaded_and_a_failed_download_names_the_way_out(mo
     other = RESNETS.build("resnet20", num_classes=10)
     weights.initialise(other, "DEFAULT", {"DEFAULT": entry}, ())
     assert same(other.state_dict(), state)
-    entry.get_state_dict.assert_called_once_with(progress=False, check_hash=True, weights_only=True)
+    assert entry.get_state_dict.call_args.kwargs.items() >= {"check_hash": True, "weights_only": True}.items()
     for problem in (OSError("no route"), RuntimeError("invalid hash value")):
         entry.get_state_dict = Mock(side_effect=problem)
-        with pytest.raises(
-            UserError, match=rf"model\.weights=DEFAULT: .*{problem}.*https://example\.org/w\.pth"
-        ):
+        with pytest.raises(UserError, match=rf"^model\.weights=DEFAULT: .*{problem}.*https://example\.org/w"):
             weights.initialise(other, "DEFAULT", {"DEFAULT": entry}, ())

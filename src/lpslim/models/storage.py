@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 DESCRIPTION, WEIGHTS = "architecture.json", "weights.safetensors"
 LARGEST = 4_000_000  # bytes of a description; BERT-base with all of its neurons has 200,000
-Scalar = bool | int | float | str | None
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,9 @@ def dense(family: str, name: str, data_shape: tuple[int, ...], num_classes: int)
 def write(folder: Path, model: nn.Module, architecture: Architecture) -> None:
     """Write a network and its description into ``folder``; a weight that layers share is written for each."""
     files.write_json(folder / DESCRIPTION, {"format": FORMAT, **asdict(architecture)})
-    with files.atomic_file(folder / WEIGHTS) as scratch:  # safetensors refuse shared and strided memory
-        state = model.state_dict().items()
-        save_file(
-            {name: value.clone(memory_format=torch.contiguous_format) for name, value in state}, scratch
-        )
+    state = {n: v.clone(memory_format=torch.contiguous_format) for n, v in model.state_dict().items()}
+    with files.atomic_file(folder / WEIGHTS) as scratch:
+        save_file(state, scratch)  # refuses tensors with memory that is shared or strided
 
 
 def save(folder: str | Path, pruned: Pruned) -> None:
@@ -103,7 +100,7 @@ class _Description(msgspec.Struct, forbid_unknown_fields=True):
     family: str | None
     name: str
     input_shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=4096)], ...], Meta(min_length=2, max_length=3)]
-    arguments: dict[str, Annotated[int, Meta(ge=1, le=2**20)] | bool | float | str | dict[str, Scalar] | None]
+    arguments: dict[str, Annotated[int, Meta(ge=1, le=2**20)] | bool | float | str | dict[str, Any] | None]
     kept: dict[str, list[Annotated[int, Meta(ge=0, lt=2**31)]]]
 
 

@@ -61,17 +61,16 @@ def _unpickled(path: Path) -> Any:
 
 def misfits(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Return in words what in a state dict does not fit a network's own; empty if all does."""
-    faults = [f"missing {name}" for name in own if name not in stored]
-    for name, value in stored.items():
-        if name not in own:
-            faults.append(f"unexpected {name}")
-        elif value.shape != own[name].shape:
-            shapes = tuple(value.shape), tuple(own[name].shape)
-            faults.append("{}: {} in the file, {} in the network".format(name, *shapes))
-        elif value.is_floating_point() != own[name].is_floating_point():
-            faults.append(f"{name}: {value.dtype} in the file, {own[name].dtype} in the network")
-    more = [f"{len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-    return "; ".join(faults[:SHOWN] + more)
+    faults = []
+    for kind, names in (("missing", own.keys() - stored.keys()), ("unexpected", stored.keys() - own.keys())):
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        faults += [f"{kind} {', '.join(sorted(names)[:SHOWN])}{more}"] if names else []
+    for name in sorted(own.keys() & stored.keys()):
+        theirs, ours = ((tuple(t.shape), t.is_floating_point()) for t in (stored[name], own[name]))
+        if theirs != ours:
+            kinds = [f"{shape} {'floating' if floating else 'whole'}" for shape, floating in (theirs, ours)]
+            faults.append(f"{name}: {kinds[0]} in the file, {kinds[1]} in the network")
+    return "; ".join(faults[:SHOWN])
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
@@ -111,14 +110,11 @@ def initialise(
     if Path(source).is_file():
         state = read(Path(source))
     else:
-        entry = published[source]
         try:
-            state = dict(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
+            state = dict(published[source].get_state_dict(check_hash=True, weights_only=True, progress=False))
         except (OSError, RuntimeError) as problem:  # RuntimeError: not the published hash
-            advice = f"fetch {entry.url} yourself and give the file"
-            raise UserError(
-                f"model.weights={source}: cannot be downloaded ({problem}); {advice}"
-            ) from problem
+            advice = f"fetch {published[source].url} and give the file"
+            raise UserError(f"model.weights={source}: download failed ({problem}); {advice}") from problem
     own = model.state_dict()
     for theirs, ours in aliases:
         for name in [name for name in state if name.startswith(theirs) and name not in own]:

@@ -61,9 +61,7 @@ class BertFamily(Family):
             rows = tuple(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
             columns = f"{name}.attention.output.dense"
             scored_by = (*((row, 0) for row in rows), (columns, 1))
-            units.append(
-                Units(rows[0], heads, False, rows, (columns,), head_dim=head_dim, scored_by=scored_by)
-            )
+            units.append(Units(rows[0], heads, False, rows, (columns,), 1, head_dim, scored_by))
             first, second = f"{name}.intermediate.dense", f"{name}.output.dense"
             neurons = len(model.get_parameter(f"{first}.weight"))
             scored_by = ((first, 0), (second, 1))
@@ -82,9 +80,8 @@ class BertFamily(Family):
             by_layer[layer].check(chosen)
         for layer, chosen in kept.items():
             units = by_layer[layer]
-            index = torch.tensor(
-                [unit * units.head_dim + i for unit in chosen for i in range(units.head_dim)]
-            )
+            offsets = torch.arange(units.head_dim)
+            index = (torch.tensor(list(chosen))[:, None] * units.head_dim + offsets).flatten()
             for axis, names in enumerate((units.producers, units.consumers)):
                 for name in names:
                     _slice(model.get_submodule(name), index, axis)
