@@ -1,187 +1,138 @@
-"""Checkpoints inside a stage: a training goes on to the bits that it would have had."""
+"""Checkpoint files that survive kills and betray damage; trainings that go on from them to the same bits."""
 
 import logging
+import os
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
-from lpslim.data.datasets.imagefolder import StreamedSplit
-from lpslim.pruning.unstructured import MaskKeeper
 from lpslim.sparsity.penalties.lp import Lp
-from lpslim.training.checkpoint import Snapshots
-from lpslim.training.loop import fit
-from lpslim.training.regularizers.admm import Sparsifier
-from lpslim.training.runtime import Hooks
-from lpslim.training.schedule import Recipe, Trainer
-from tests.unit.test_training import data
+from lpslim.training.callbacks import Callback, MaskKeeper
+from lpslim.training.checkpoint import SIZE, Checkpoint
+from lpslim.training.regularizers import admm
+from tests.training.toys import KilledError, Killing, data, network, same, trained
 
-TRAINER = Trainer(device="cpu", threads=1)
-
-
-class KilledError(Exception):
-    """Stands for a kill: nothing of the program's catches it."""
-
-
-class Fatal(Hooks):
-    """Joins the loop in place of another, and ends it after a step."""
-
-    def __init__(self, other, step):
-        self.other, self.step = other, step
-
-    def __getattribute__(self, name):
-        if name in ("other", "step", "after_step", "__class__", "__dict__"):
-            return object.__getattribute__(self, name)
-        return getattr(self.other, name)
-
-    def after_step(self, step, steps_per_epoch):
-        if step > self.step:
-            raise KilledError
-        self.other.after_step(step, steps_per_epoch)
-
-
-def network():
-    torch.manual_seed(0)
-    flat = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3))
-    return nn.Sequential(*flat, nn.LazyLinear(2))
+STATE = {"a": torch.arange(4.0), "b": [1, 2.5, "x", None]}
 
 
 def sparse(model):
-    return Sparsifier(model, Lp(p=5, M=1), lamb=1e-2, rho=1e-1, form="squared", updates_per_epoch=2)
+    return admm.build(model, Lp(p=5, M=1), lamb=1e-2, rho=1e-1, form="squared", updates_per_epoch=2)
 
 
 def masked(model):
     with torch.no_grad():
-        for weight in (model[0].weight, model[-1].weight):
-            weight.mul_(weight.abs() > weight.abs().median())
+        model[0].weight.mul_(model[0].weight.abs() > 0.1)
     return MaskKeeper(model)
 
 
-def streamed(folder, workers):
-    """Return the toy data with training images that are decoded and augmented one by one."""
-    for i in range(16):
-        pixels = torch.randint(256, (8, 8, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    split = StreamedSplit([(folder / f"{i}.png", i % 2) for i in range(16)], 4, True, workers)
-    return replace(data(), shape=(3, 4, 4), train=split, val=split, test=split)
-
-
-def trained(source, join, folder=None, until=None, **recipe):
-    """Train for three epochs, or until after a step; return the network, its curve and the hooks."""
-    model = network()
-    if source.shape[0] == 3:
-        model[0] = nn.Conv2d(3, 4, 3)
-        torch.nn.init.constant_(model[0].weight, 0.1)
-        torch.nn.init.zeros_(model[0].bias)
-    model(torch.zeros(2, *source.shape))  # the lazy layer takes its shape
-    model.load_state_dict({k: v.clone().fill_(0.05) if v.is_floating_point() and "running" not in k else v
-                           for k, v in model.state_dict().items()})  # fmt: skip
-    hooks = join(model)
-    recipe = Recipe(**{"epochs": 3, "batch_size": 4, "lr": 0.05, "warmup_epochs": 1.0, **recipe})
-    curve = fit(
-        model, source, recipe, TRAINER, seed=3, stage="toy",
-        hooks=hooks if until is None else Fatal(hooks, until),
-        snapshots=Snapshots(folder / "stage", 0) if folder else None,
-    )  # fmt: skip
-    return model, [{k: v for k, v in row.items() if k != "seconds"} for row in curve], hooks
-
-
-@pytest.mark.parametrize("step", [1, 3, 8, 9, 17])
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 11])  # inside an epoch, at its end, at the next one's begin
 @pytest.mark.parametrize(
-    ("join", "recipe"),
+    ("join", "config"),
     [
-        (lambda model: Hooks(), {"optimizer": "sgd"}),
-        (lambda model: Hooks(), {"optimizer": "adamw", "clip_norm": 1.0}),
+        (lambda model: Callback(), {"warmup_epochs": 1.0}),
+        (lambda model: Callback(), {"optimizer": "adamw", "lr": 0.01, "clip_norm": 1.0}),
         (sparse, {}),
         (masked, {"schedule": "step"}),
     ],
     ids=["sgd", "adamw", "admm", "masked"],
 )
-def test_a_training_goes_on_to_the_same_bits(tmp_path, join, recipe, step):
-    check_goes_on(tmp_path, data(), join, recipe, step)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_so_do_images_that_are_streamed_and_augmented_by_others(tmp_path, workers):
-    check_goes_on(tmp_path, streamed(tmp_path, workers), sparse, {}, 6)
-
-
-def check_goes_on(folder, source, join, recipe, step):
-    whole, curve, hooks = trained(source, join, **recipe)
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, join, config, step):
+    config |= {"dropout": 0.3, "source": data(noisy=True)}
+    whole, curve, callback = trained(join, **config)
+    killing = Killing(tmp_path / "stage", 0)
+    killing.left = step
     with pytest.raises(KilledError):
-        trained(source, join, folder, until=step, **recipe)
+        trained(join, checkpoint=killing, **config)
     torch.manual_seed(99)  # another process begins elsewhere
-    resumed, again, later = trained(source, join, folder, **recipe)
-    one, other = whole.state_dict(), resumed.state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    resumed, again, later = trained(join, checkpoint=Checkpoint(tmp_path / "stage", None), **config)
+    assert same(resumed, whole)
     assert again == curve
-    if isinstance(hooks, Sparsifier):
-        assert later.convergence == hooks.convergence
-        assert len(hooks.convergence) == 6
-        assert all(torch.equal(a, b) for a, b in zip(later.admm.Z, hooks.admm.Z, strict=True))
+    if join is sparse:
+        assert later.convergence == callback.convergence
+        assert len(later.convergence) == 6
+        pairs = zip(later.sparse().values(), callback.sparse().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
-    model, curve, _ = trained(data(), sparse, tmp_path)
-    monkeypatch.setattr("lpslim.training.runtime.Training.step", lambda *_: pytest.fail("trained again"))
-    again, rows, _ = trained(data(), sparse, tmp_path)
-    assert rows[:-1] == curve[:-1]
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-
-
-STATE = {"a": torch.arange(4.0), "b": [1, 2.5, "x", None]}
+def test_what_was_trained_is_not_trained_again(tmp_path, monkeypatch):
+    model, curve, _ = trained(checkpoint=Checkpoint(tmp_path / "stage", 0))
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *_: pytest.fail("trained again"))
+    again, rows, _ = trained(checkpoint=Checkpoint(tmp_path / "stage", 0))
+    assert same(again, model)
+    assert rows == curve
 
 
 def test_one_checkpoint_is_kept_and_the_last_is_read(tmp_path):
-    snapshots = Snapshots(tmp_path / "key", 0)
-    assert snapshots.load() is None
-    snapshots.save({"step": 1})
-    snapshots.save(STATE)
-    assert len(list(tmp_path.iterdir())) == 1
-    found = snapshots.load()
-    assert torch.equal(found["a"], STATE["a"])
-    assert found["b"] == STATE["b"]
-    snapshots.clear()
+    checkpoint = Checkpoint(tmp_path / "key", 0)
+    assert (checkpoint.exists, checkpoint.load()) == (False, None)
+    checkpoint.save({"step": 1})
+    checkpoint.save(STATE)
+    assert checkpoint.exists
+    (file,) = tmp_path.iterdir()
+    assert file.name == "key.checkpoint"
+    loaded = checkpoint.load()
+    assert torch.equal(loaded["a"], STATE["a"])
+    assert loaded["b"] == STATE["b"]
+    checkpoint.clear()
+    assert not list(tmp_path.iterdir())
+    checkpoint.clear()  # nothing to do
+
+
+@pytest.mark.parametrize("dies_in", ["hashlib.sha256", "os.replace"])  # half-written; not yet in place
+def test_a_save_that_is_killed_leaves_the_last_checkpoint_and_no_trace_when_cleared(
+    tmp_path, monkeypatch, dies_in
+):
+    checkpoint = Checkpoint(tmp_path / "key", 0)
+    checkpoint.save(STATE)
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(dies_in, lambda *_: os._exit(7))
+        checkpoint.save({"step": 2})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert torch.equal(checkpoint.load()["a"], STATE["a"])
+    assert len(list(tmp_path.iterdir())) == 2
+    checkpoint.clear()
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("harm", ["flip", "truncate", "empty"])
+@pytest.mark.parametrize("harm", ["hash", "flip", "truncate", "empty"])
 def test_a_damaged_checkpoint_is_not_used(tmp_path, harm, caplog):
-    snapshots = Snapshots(tmp_path / "key", 0)
-    snapshots.save(STATE)
-    (file,) = tmp_path.iterdir()
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-9]), "empty": b""}[harm])
+    checkpoint = Checkpoint(tmp_path / "key", 0)
+    checkpoint.save(STATE)
+    content = bytearray(checkpoint.file.read_bytes())
+    content[0 if harm == "hash" else len(content) // 2] ^= 1
+    checkpoint.file.write_bytes({"truncate": bytes(content[:-9]), "empty": b""}.get(harm, bytes(content)))
     with caplog.at_level(logging.WARNING):
-        assert snapshots.load() is None
-    assert f"{file}: is damaged, and is not used" in caplog.text
+        assert checkpoint.load() is None
+    assert str(checkpoint.file) in caplog.text
 
 
-def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path):
+def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path, monkeypatch):
     class Bomb:
         def __reduce__(self):
             return open, (str(tmp_path / "ran"), "w")
 
-    snapshots = Snapshots(tmp_path / "key", 0)
-    snapshots.save({"bomb": torch.zeros(1)})
-    (file,) = tmp_path.iterdir()
-    torch.save({"bomb": Bomb()}, file)
-    file.rename(snapshots.named(file))
+    checkpoint = Checkpoint(tmp_path / "key", 0)
+    checkpoint.save({"bomb": Bomb()})
+    assert checkpoint.file.stat().st_size > SIZE
     with pytest.raises(pickle.UnpicklingError):
-        snapshots.load()
+        checkpoint.load()
     assert not (tmp_path / "ran").exists()
 
 
 def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr("lpslim.training.checkpoint.time.monotonic", lambda: now)
-    often, seldom, never = (Snapshots(tmp_path / "key", minutes) for minutes in (0, 10, None))
-    assert (often.due, seldom.due, never.due) == (True, False, False)
+    always, seldom, never = (Checkpoint(tmp_path / "key", minutes) for minutes in (0, 10, None))
+    assert (always.due, seldom.due, never.due) == (True, False, False)
     now = 600.0
-    assert (often.due, seldom.due, never.due) == (True, True, False)
+    assert (always.due, seldom.due, never.due) == (True, True, False)
     seldom.save({})
     assert not seldom.due
+
+
+def test_a_training_saves_only_when_it_is_due(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "stage", 10)
+    trained(checkpoint=checkpoint, model=network())
+    assert not checkpoint.exists

@@ -1,45 +1,42 @@
-"""Accuracy and loss by hand: samples are counted, also in a short last batch."""
-
-from __future__ import annotations
+"""Accuracy and loss by hand: samples are counted, also in a short last batch, and always in float32."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from lpslim.data.images import TensorSplit
-from lpslim.experiment.config import PROTOCOLS
+from lpslim.data.metrics import CLASSIFICATION, TASKS
 from lpslim.training.evaluation import EVAL_BATCH, evaluate, summarise
 
 CLASSES = 4
 
 
-def one_pixel_split(pixels: Tensor, labels: Tensor) -> TensorSplit:
+def one_pixel_split(pixels, labels):
     """Return images of one pixel, which reach the network as they are."""
     images = pixels.to(torch.uint8).view(-1, 1, 1, 1)
     return TensorSplit(images, labels, torch.zeros(1), torch.ones(1))
 
 
 class Reader(nn.Module):
-    """Says what is written in the pixel, with a margin of 2 between the logits."""
+    """Says what is written in the pixel, with a margin of 2 between the logits; notes how it was called."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(2.0))
-        self.sizes: list[int] = []
-        self.modes: list[bool] = []
-        self.grad_enabled: list[bool] = []
+        self.sizes, self.circumstances = [], set()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         self.sizes.append(len(images))
-        self.modes.append(self.training)
-        self.grad_enabled.append(torch.is_grad_enabled())
+        autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        tf32 = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+        self.circumstances.add((self.training, torch.is_grad_enabled(), autocast, *tf32))
         return self.scale * F.one_hot(images.flatten().long(), CLASSES)
 
 
-def short_last_batch() -> TensorSplit:
+def short_last_batch():
     """Return a full batch, all of it right, and one more image, which is wrong."""
     labels = torch.arange(EVAL_BATCH + 1) % CLASSES
     pixels = labels.clone()
@@ -47,85 +44,60 @@ def short_last_batch() -> TensorSplit:
     return one_pixel_split(pixels, labels)
 
 
-class TestEvaluate:
-    def test_counts_samples_where_a_mean_of_batches_would_say_half(self):
-        model = Reader()
-        measured = evaluate(model, short_last_batch())
-        assert model.sizes == [EVAL_BATCH, 1]
-        assert measured["accuracy"] == pytest.approx(100 * EVAL_BATCH / (EVAL_BATCH + 1))
-        rest = math.log(math.exp(2) + CLASSES - 1)  # log-sum-exp of the logits 2, 0, 0, 0
-        expected = (EVAL_BATCH * (rest - 2) + rest) / (EVAL_BATCH + 1)
-        assert measured["loss"] == pytest.approx(expected, rel=1e-5)
-
-    def test_agrees_with_the_whole_split_in_one_batch(self):
-        generator = torch.Generator().manual_seed(0)
-        count = 2 * EVAL_BATCH + 37
-        pixels, labels = (torch.randint(CLASSES, (count,), generator=generator) for _ in range(2))
-        measured = evaluate(Reader(), one_pixel_split(pixels, labels))
-        logits = 2.0 * F.one_hot(pixels, CLASSES)
-        assert measured["accuracy"] == pytest.approx(100 * (pixels == labels).double().mean().item())
-        assert measured["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-
-    def test_all_right_and_all_wrong(self):
-        labels = torch.arange(8) % CLASSES
-        assert evaluate(Reader(), one_pixel_split(labels, labels))["accuracy"] == 100.0
-        assert evaluate(Reader(), one_pixel_split((labels + 1) % CLASSES, labels))["accuracy"] == 0.0
-
-    @pytest.mark.parametrize("training", [True, False])
-    def test_evaluates_in_evaluation_mode_and_gives_the_model_back_in_its_own(self, training):
-        model = Reader().train(training)
-        evaluate(model, short_last_batch())
-        assert model.modes == [False, False]
-        assert model.training is training
-
-    def test_batch_norm_is_used_but_not_changed(self):
-        model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, CLASSES)).train()
-        before = {name: t.clone() for name, t in model.state_dict().items()}
-        evaluate(model, short_last_batch())
-        assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-
-    def test_a_frozen_batch_norm_stays_frozen(self):
-        model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, CLASSES)).train()
-        model[0].eval()
-        evaluate(model, short_last_batch())
-        assert [module.training for module in model] == [False, True, True]
-
-    def test_builds_no_graph(self):
-        model = Reader()
-        evaluate(model, short_last_batch())
-        assert model.grad_enabled == [False, False]
-        assert torch.is_grad_enabled()
-
-    def test_another_forward_stands_in_for_the_model_which_still_changes_mode(self):
-        model, seen = Reader().train(), []
-
-        def forward(images: Tensor) -> Tensor:
-            seen.append(model.training)
-            return torch.zeros(len(images), CLASSES, dtype=torch.bfloat16)  # as autocast returns it
-
-        measured = evaluate(model, short_last_batch(), forward)
-        assert seen == [False, False]
-        assert model.sizes == []
-        assert model.training
-        assert measured["loss"] == pytest.approx(math.log(CLASSES), rel=1e-6)
+def test_counts_samples_where_a_mean_of_batches_would_say_half():
+    model = Reader()
+    measured = evaluate(model, short_last_batch(), task=CLASSIFICATION)
+    assert model.sizes == [EVAL_BATCH, 1]
+    assert measured["accuracy"] == pytest.approx(100 * EVAL_BATCH / (EVAL_BATCH + 1))
+    rest = math.log(math.exp(2) + CLASSES - 1)  # log-sum-exp of the logits 2, 0, 0, 0
+    expected = (EVAL_BATCH * (rest - 2) + rest) / (EVAL_BATCH + 1)
+    assert measured["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def curve(val: list[float], test: list[float]) -> list[dict[str, float]]:
-    return [{"val_accuracy": v, "test_accuracy": t} for v, t in zip(val, test, strict=True)]
+def test_a_metric_is_of_all_samples_at_once():
+    pixels = torch.tensor([1] * EVAL_BATCH + [0, 0])
+    labels = torch.tensor([1, 0] * (EVAL_BATCH // 2) + [0, 1])
+    measured, right = evaluate(Reader(), one_pixel_split(pixels, labels), task=TASKS["f1"]), EVAL_BATCH // 2
+    assert measured["accuracy"] == pytest.approx(100 * 2 * right / (2 * right + right + 1))
 
 
-class TestSummarise:
-    def test_each_protocol_picks_its_epoch(self):
-        rows = curve(val=[70.0, 90.0, 80.0, 85.0], test=[72.0, 88.0, 93.0, 86.0])
-        assert summarise(rows) == {"last": 86.0, "val": 88.0, "paper": 93.0}
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluates_in_float32_without_a_graph_whatever_is_set_and_puts_that_back(training):
+    model, before = Reader().train(training), torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            evaluate(model, short_last_batch(), task=CLASSIFICATION)
+            after = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), model.training
+        tf32 = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision("highest")
+    assert model.circumstances == {(False, False, False, False, "highest")}
+    assert (*after, *tf32) == (True, True, training, True, "high")
 
-    def test_of_equal_validation_accuracies_the_first_counts(self):
-        rows = curve(val=[80.0, 90.0, 90.0], test=[1.0, 2.0, 3.0])
-        assert summarise(rows)["val"] == 2.0
 
-    def test_one_epoch_is_every_protocols(self):
-        assert summarise(curve([50.0], [60.0])) == dict.fromkeys(PROTOCOLS, 60.0)
+@pytest.mark.parametrize(
+    ("val", "test", "expected"),
+    [
+        ([70.0, 90.0, 80.0], [72.0, 88.0, 93.0], {"last": 93.0, "val": 88.0, "paper": 93.0}),
+        ([80.0, 90.0, 90.0], [4.0, 2.0, 3.0], {"last": 3.0, "val": 2.0, "paper": 4.0}),  # the first of equals
+        ([50.0], [60.0], {"last": 60.0, "val": 60.0, "paper": 60.0}),
+    ],
+)
+def test_each_protocol_picks_its_epoch(val, test, expected):
+    rows = [{"val_accuracy": v, "test_accuracy": t} for v, t in zip(val, test, strict=True)]
+    assert summarise(rows) == expected
 
-    def test_test_accuracy_does_not_choose_the_validation_epoch(self):
-        better = summarise(curve(val=[90.0, 80.0], test=[10.0, 99.0]))
-        assert better == {"last": 99.0, "val": 10.0, "paper": 99.0}
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_evaluates_as_the_cpu_does():
+    torch.manual_seed(0)
+    wide = (nn.Conv2d(1, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.Flatten(), nn.Linear(64, CLASSES))
+    model, split = nn.Sequential(*wide), short_last_batch()
+    expected = evaluate(model, split, task=CLASSIFICATION)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = evaluate(model.cuda(), split.to(torch.device("cuda")), task=CLASSIFICATION)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)  # TF32 would be off by 1e-3

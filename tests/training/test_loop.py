@@ -1,129 +1,186 @@
-"""The loop: what an epoch's draws follow from, and the optimisers."""
+"""The loop against a loop written out by hand; precisions, divergence, the compiler, a GPU."""
 
-from types import SimpleNamespace
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from lpslim.data.images import splits
-from lpslim.data.splits import Data
+from lpslim.base.errors import DivergenceError, RunError
+from lpslim.base.hashing import derive_seed
+from lpslim.training.callbacks import Callback
+from lpslim.training.evaluation import evaluate
 from lpslim.training.loop import fit
-from lpslim.training.runtime import Hooks, make_accelerator, make_optimizer
-from lpslim.training.schedule import Recipe, Trainer
+from lpslim.training.schedule import RuntimeConfig, TrainConfig, learning_rate
+from tests.training.toys import CPU, SEED, STAGE, STEPS, data, network, same, trained
 
 
-def data():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (40, 4, 4, 1), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(40) % 2
-    parts = splits((images, labels), (images, labels), val_fraction=0.2, crop_padding=0, flip=False)
-    return Data("toy", "made here", "0" * 64, 2, (1, 4, 4), **parts)
+def by_hand(make, **config):
+    """Train a toy network as :func:`trained` does, in the plainest way."""
+    model, train, chosen = network(dropout=0.3), data().train, TrainConfig(epochs=3, **config)
+    optimizer, losses = make(list(model.parameters())), []
+    for epoch in range(3):
+        torch.manual_seed(derive_seed(SEED, STAGE, "forward", epoch))
+        model.train()
+        batches = train.train_batches(8, derive_seed(SEED, STAGE, "batches", epoch))
+        for step, (inputs, labels) in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(chosen, epoch + (step + 0.5) / STEPS)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs.contiguous()), labels, label_smoothing=chosen.label_smoothing)
+            loss.backward()
+            if chosen.clip_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), chosen.clip_norm)
+            optimizer.step()
+            losses.append(loss.item())
+    return model, losses
 
 
-def trained(global_seed, dropout=0.5, **changes):
-    """Train a small network with dropout from fixed weights, whatever was drawn before."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 2))
-    torch.manual_seed(global_seed)
-    recipe = Recipe(epochs=2, batch_size=8, **{"lr": 0.1, **changes})
-    curve = fit(model, data(), recipe, Trainer(device="cpu", threads=1), seed=5, stage="baseline")
-    return model, curve
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.05, 0.8, weight_decay=1e-3)
 
 
-def test_dropout_follows_from_the_seed_not_from_what_ran_before():
-    one, other = (trained(seed)[0].state_dict() for seed in (1, 2))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def adamw(parameters):
+    matrices, others = ([p for p in parameters if (p.ndim > 1) is many] for many in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, 0.01)
 
 
-def test_dropout_differs_from_epoch_to_epoch():
-    with_it, without = (trained(1, dropout=p)[1] for p in (0.5, 0.0))
-    assert with_it[1]["train_loss"] != without[1]["train_loss"]
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (
+            sgd,
+            {"lr": 0.05, "momentum": 0.8, "weight_decay": 1e-3, "warmup_epochs": 1.0, "label_smoothing": 0.1},
+        ),
+        (
+            adamw,
+            {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.3, "clip_norm": 0.1, "schedule": "linear"},
+        ),
+    ],
+)
+def test_trains_to_the_bits_of_a_loop_written_by_hand(make, config):
+    expected, losses = by_hand(make, **config)
+    torch.rand(7)  # what was drawn before does not matter
+    model, rows, _ = trained(dropout=0.3, runtime=replace(CPU, channels_last=False), **config)
+    assert same(model, expected)
+    epochs = [losses[i : i + STEPS] for i in range(0, len(losses), STEPS)]
+    assert [row["train_loss"] for row in rows] == pytest.approx([sum(e) / STEPS for e in epochs], rel=1e-6)
 
 
-def test_adamw_decays_matrices_alone():
-    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    optimizer = make_optimizer(model, Recipe(optimizer="adamw", lr=0.1, weight_decay=0.3))
-    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert {name: decays[p] for name, p in model.named_parameters()} == {
-        "0.weight": 0.3, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0,
-    }  # fmt: skip
-    assert isinstance(optimizer, torch.optim.AdamW)
+def test_a_row_per_epoch_holds_the_measurements_after_it():
+    model, source, seen, config = network(), data(), [], TrainConfig(epochs=2, batch_size=8)
+    arguments = {"seed": 0, "stage": "x", "after_epoch": seen.append}
+    assert fit(model, source, replace(config, epochs=0), CPU, **arguments) == []
+    assert same(model, network())
+    rows = fit(model, source, config, CPU, **arguments)
+    test = evaluate(model, source.test, task=source.task)
+    assert rows == seen
+    assert set(rows[0]) == {
+        "epoch",
+        "lr",
+        "train_loss",
+        "val_accuracy",
+        "test_accuracy",
+        "test_loss",
+        "seconds",
+    }
+    assert (rows[1]["epoch"], rows[1]["test_accuracy"], rows[1]["test_loss"]) == (2, *test.values())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_either_optimiser_learns(optimizer):
-    lr = {"sgd": 0.1, "adamw": 0.01}[optimizer]
-    _, curve = trained(1, dropout=0.0, optimizer=optimizer, lr=lr)
-    assert curve[1]["train_loss"] < curve[0]["train_loss"]
+class Pull(Callback):
+    """Adds a hundred to every gradient."""
 
-
-def test_a_bound_on_the_gradients_norm_bounds_the_step():
-    torch.manual_seed(0)
-    before = nn.Linear(16, 2)
-    start = [p.detach().clone() for p in before.parameters()]
-    recipe = Recipe(epochs=1, batch_size=32, lr=1.0, momentum=0.0, weight_decay=0.0, clip_norm=1e-3,
-                    schedule="constant")  # fmt: skip
-    model = nn.Sequential(nn.Flatten(), before)
-    fit(model, data(), recipe, Trainer(device="cpu", threads=1), seed=5, stage="baseline")
-    moved = torch.cat([(p - s).flatten() for p, s in zip(before.parameters(), start, strict=True)])
-    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)  # one step of one batch
-
-
-class Pull(Hooks):
-    """Adds a penalty's gradient of a hundred to every weight."""
-
-    def __init__(self, parameters):
-        self.parameters = parameters
+    def __init__(self, model):
+        self.parameters = list(model.parameters())
 
     def after_backward(self):
         for parameter in self.parameters:
             parameter.grad.add_(100)
 
 
-def test_the_bound_is_on_the_losss_gradient_and_the_penaltys_joins_after_it():
+def moved(**arguments):
+    """Return how far one step on all images takes a linear network."""
     torch.manual_seed(0)
-    layer = nn.Linear(16, 2)
-    start = [p.detach().clone() for p in layer.parameters()]
-    recipe = Recipe(epochs=1, batch_size=32, lr=1e-3, momentum=0.0, weight_decay=0.0, clip_norm=1e-3,
-                    schedule="constant")  # fmt: skip
-    pull = Pull(list(layer.parameters()))
-    fit(nn.Sequential(nn.Flatten(), layer), data(), recipe, Trainer(device="cpu", threads=1), seed=5,
-        stage="sparsify", hooks=pull)  # fmt: skip
-    moved = torch.cat([(s - p).flatten() for p, s in zip(layer.parameters(), start, strict=True)])
-    assert moved.tolist() == pytest.approx([0.1] * len(moved), abs=2e-6)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    before = [p.detach().clone() for p in model.parameters()]
+    one_step = {"epochs": 1, "batch_size": 32, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    trained(**arguments, **one_step, model=model, clip_norm=1e-3)
+    return torch.cat([(b - p).flatten() for p, b in zip(model.parameters(), before, strict=True)])
 
 
-def test_batch_norm_over_all_processes_has_the_same_names_and_tensors():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sequential(nn.BatchNorm2d(4)))
-    kept = dict(model.state_dict(keep_vars=True))
-    shared = nn.SyncBatchNorm.convert_sync_batchnorm(model).state_dict(keep_vars=True)
-    assert isinstance(model[1][0], nn.SyncBatchNorm)
-    assert list(shared) == list(kept)
-    assert all(shared[name] is tensor for name, tensor in kept.items())
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_losss_gradient_is_bounded_and_a_penaltys_neither_bounded_nor_scaled(precision):
+    runtime = replace(CPU, precision=precision)
+    assert moved(lr=1.0, runtime=runtime).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    steps = moved(join=Pull, lr=1e-3, runtime=runtime)
+    assert steps.tolist() == pytest.approx([0.1] * len(steps), abs=2e-6)
 
 
-def compiled(width, **trainer):
-    torch.manual_seed(0)
-    layers = (nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(4 * width, 2))
-    model, chosen = nn.Sequential(*layers), Trainer(device="cpu", threads=1, **trainer)
-    curve = fit(model, data(), Recipe(epochs=2, batch_size=8), chosen, seed=5, stage="baseline")
-    return model.state_dict(), [row["train_loss"] for row in curve], [row["train_accuracy"] for row in curve]
+def test_each_training_has_its_own_precision_and_accuracy_is_always_of_float32():
+    first = trained()[1]
+    model, rows, _ = trained(runtime=replace(CPU, precision="bf16"))
+    assert rows != first
+    assert trained()[1] == first
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    test = evaluate(model, data().test, task=data().task)
+    assert (rows[-1]["test_accuracy"], rows[-1]["test_loss"]) == tuple(test.values())
 
 
-def test_what_was_compiled_before_changes_no_bit_and_graphs_keep_every_answer():
-    eager, first = compiled(4), compiled(4, compile=True)
-    compiled(5, compile=True)  # of other shapes, as a pruned network is
-    again, graphs = compiled(4, compile=True), compiled(4, compile=True, cuda_graphs=True)
-    for weights, losses, accuracies in (again, graphs):
-        assert all(torch.equal(weights[name], first[0][name]) for name in weights)
-        assert (losses, accuracies) == first[1:]
-    assert first[1] == pytest.approx(eager[1], abs=1e-5)
-    assert all(torch.allclose(first[0][name], eager[0][name], atol=1e-5) for name in eager[0])
+class Broken(nn.Module):
+    """Gives no numbers from one of its calls on."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.inner, self.calls, self.at = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), 0, at
+
+    def forward(self, images):
+        self.calls += 1
+        return self.inner(images) * (float("nan") if self.calls >= self.at else 1)
 
 
-def test_without_cuda_the_device_is_the_cpu(monkeypatch):
-    everywhere = SimpleNamespace(is_available=lambda: True, is_built=lambda: True)
-    monkeypatch.setattr(torch.backends, "mps", everywhere)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert make_accelerator(Trainer()).device.type == "cpu"
+@pytest.mark.parametrize(
+    ("at", "epoch", "step"),
+    [(3, 1, 3), (STEPS + 1, 1, STEPS), (2 * STEPS + 1, 2, STEPS - 1)],
+    ids=["first epoch", "evaluation", "second epoch"],
+)
+def test_a_loss_that_is_not_finite_names_its_step(at, epoch, step):
+    with pytest.raises(DivergenceError) as caught:
+        trained(model=Broken(at), lr=0.01)
+    problem = caught.value
+    assert (problem.stage, problem.epoch, problem.step, problem.loss) == (STAGE, epoch, step, "nan")
+    assert len(problem.curve) == epoch - 1
+
+
+@pytest.mark.slow
+def test_what_was_compiled_before_changes_no_bit():
+    compiled, eager = replace(CPU, compile=True), trained()[1]
+    first = trained(runtime=compiled)
+    trained(runtime=compiled, model=nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
+    again = trained(runtime=compiled)
+    assert same(first[0], again[0])
+    assert [row["train_loss"] for row in first[1]] == pytest.approx(
+        [r["train_loss"] for r in eager], abs=1e-5
+    )
+
+
+def test_the_compilers_failure_names_the_setting_that_avoids_it(monkeypatch):
+    def fails(graph, inputs):
+        raise ValueError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    with pytest.raises(RunError, match=r"no compiler here.*trainer\.compile=false"):
+        trained(runtime=replace(CPU, compile=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_trains_what_the_cpu_trains_and_gives_the_network_back():
+    expected, rows, _ = trained()
+    model, on_gpu, _ = trained(runtime=RuntimeConfig(device="cuda", precision="fp32"))
+    assert [r["train_loss"] for r in on_gpu] == pytest.approx([r["train_loss"] for r in rows], abs=1e-2)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, expected.state_dict()[name], atol=1e-2, rtol=1e-2)
+    assert same(trained()[0], expected)

@@ -66,7 +66,7 @@ def compiler_errors() -> Iterator[None]:
     except Exception as problem:
         if not type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
+        reason = " ".join(str(problem).splitlines()[:2])[:200]
         raise RunError(f"trainer.compile=true: {reason}; trainer.compile=false avoids it") from problem
 
 

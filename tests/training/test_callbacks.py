@@ -1,0 +1,38 @@
+"""Pruned weights stay at zero through a training; regularisers have the columns that the stages read."""
+
+import pytest
+import torch
+from torch import nn
+
+from lpslim.training.callbacks import MaskKeeper, Regularizer
+from tests.training.toys import network, same, trained
+
+
+def masked():
+    model = network()
+    with torch.no_grad():
+        for weight in (model[0].weight, model[-1].weight):
+            weight.mul_(weight.abs() > weight.abs().median())
+    return model
+
+
+@pytest.mark.parametrize("config", [{}, {"optimizer": "adamw", "lr": 0.01}])
+def test_pruned_weights_stay_exactly_zero_and_the_others_train(config):
+    before, (model, _, _) = masked(), trained(MaskKeeper, model=masked(), **config)
+    for index in (0, 5):
+        zero = before[index].weight == 0
+        assert 0 < zero.sum() < zero.numel()
+        assert torch.equal(model[index].weight == 0, zero)
+        assert (model[index].weight[~zero] != before[index].weight[~zero]).all()
+    free, _, _ = trained(model=masked(), **config)
+    assert (free[0].weight != 0).all()  # without its keeper
+
+
+def test_a_regulariser_adds_nothing_of_its_own():
+    class Plain(Regularizer):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+
+    model, _, plain = trained(Plain)
+    assert same(model, trained()[0])
+    assert (plain.convergence, plain.sparse(), plain.state_dict()) == ([], {}, {})

@@ -1,0 +1,90 @@
+"""The regularisers in the loop against their formulas; their plug-in signature; networks that they refuse."""
+
+import pytest
+import torch
+from torch import nn
+
+from lpslim.base import registry
+from lpslim.base.errors import UserError
+from lpslim.sparsity.penalties.lp import Lp
+from lpslim.training.callbacks import Callback
+from lpslim.training.regularizers import admm, bn_l1
+from tests.training.toys import STEPS, network, trained
+
+LAMB, RHO = 1e-2, 1e-1
+KNOBS = {"penalty": Lp(p=5, M=1.0), "lamb": LAMB, "rho": RHO, "form": "squared", "updates_per_epoch": 2}
+
+
+class Reference(Callback):
+    """The ADMM by its formulas, in double precision, after every second step."""
+
+    def __init__(self, model):
+        self.layers = [model[0], model[-1]]
+
+    def begin(self):
+        weights = [layer.weight for layer in self.layers]
+        self.Z = [w.detach().double() for w in weights]
+        self.U = [torch.zeros_like(z) for z in self.Z]
+
+    def after_backward(self):
+        for layer, z, u in zip(self.layers, self.Z, self.U, strict=True):
+            layer.weight.grad += RHO * (layer.weight.detach().double() - z + u).float()
+
+    def after_step(self, step, steps_per_epoch):
+        if step % (STEPS // 2):
+            return
+        for i, layer in enumerate(self.layers):
+            x = layer.weight.detach().double() + self.U[i]
+            threshold = LAMB / RHO * (self.Z[i].abs() ** (1 / 5 - 1) / 5).clamp(max=1.0)
+            self.Z[i] = x.sign() * (x.abs() - threshold).clamp(min=0)
+            self.U[i] = x - self.Z[i]
+
+
+def test_the_admm_in_the_loop_is_the_reference():
+    model, _, found = trained(lambda model: admm.build(model, **KNOBS))
+    expected, _, reference = trained(Reference)
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
+    assert list(found.sparse()) == ["0.weight", "5.weight"]
+    for z, exact in zip(found.sparse().values(), reference.Z, strict=True):
+        torch.testing.assert_close(z, exact.float(), atol=1e-5, rtol=1e-4)
+        assert torch.equal(z == 0, exact == 0)
+    assert any((z == 0).any() for z in reference.Z)
+    assert [row["iteration"] for row in found.convergence] == [1, 2, 3, 4, 5, 6]
+    assert [row["epoch"] for row in found.convergence] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    gaps = [
+        layer.weight.detach().double() - z for layer, z in zip(reference.layers, reference.Z, strict=True)
+    ]
+    primal = sum(gap.pow(2).sum() for gap in gaps).sqrt().item()
+    assert found.convergence[-1]["primal"] == pytest.approx(primal, rel=1e-4)
+
+
+@pytest.mark.parametrize(("updates", "expected"), [(1, [4, 8, 12]), (3, [2, 3, 4, 6, 7, 8, 10, 11, 12])])
+def test_outer_iterations_end_at_equal_parts_of_an_epoch(updates, expected):
+    found = trained(lambda model: admm.build(model, **KNOBS | {"updates_per_epoch": updates}))[2]
+    assert [row["epoch"] * STEPS for row in found.convergence] == expected
+
+
+def test_bn_l1_adds_the_sign_of_every_scale_and_nothing_at_zero():
+    model = network()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([2.0, -0.5, 0.0, 1.0]))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    bn_l1.build(model, lamb=0.25).after_backward()
+    assert model[1].weight.grad.tolist() == [3.25, 2.75, 3.0, 3.25]
+    assert all((p.grad == 3.0).all() for p in model.parameters() if p is not model[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "lacks"),
+    [
+        ("admm", nn.Sequential(nn.BatchNorm2d(3)), "linear"),
+        ("bn_l1", nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(3, affine=False)), "batch-norm"),
+    ],
+)
+def test_a_network_without_what_it_acts_on_is_refused(name, model, lacks):
+    module = registry.find("training.regularizers", name)
+    arguments = registry.arguments(module.build, {"model": model, **KNOBS}, {}, "regularizer.options")
+    with pytest.raises(UserError, match=rf"regularizer\.name={name}.*{lacks}"):
+        module.build(**arguments)

@@ -1,0 +1,92 @@
+"""Device and precision by what the machine can do, anew for each training; memory that stays."""
+
+import ctypes
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lpslim.base.errors import UserError
+from lpslim.training import distributed, runtime
+from lpslim.training.runtime import check_batches, compiler_errors, make_accelerator, resolved
+from lpslim.training.schedule import RuntimeConfig, TrainConfig
+from tests.training.toys import data
+
+GLIBC = {runtime.M_TRIM_THRESHOLD: 2**31 - 1, runtime.M_MMAP_THRESHOLD: 2**30}
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Pretend a machine with these CPU flags (None: unknown), and a GPU of this capability (None: none)."""
+
+    def pretend(flags, capability=None):
+        monkeypatch.setattr(runtime, "CPU_INFO", tmp_path / "cpuinfo")
+        if flags is not None:
+            (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu avx2 {flags}\n")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "flags", "capability", "expected"),
+    [
+        ("auto", "auto", "avx512f avx512_bf16", None, ("cpu", "bf16")),
+        ("auto", "auto", "amx_bf16 amx_tile", None, ("cpu", "bf16")),
+        ("cpu", "auto", "avx512f", None, ("cpu", "fp32")),
+        ("auto", "auto", None, None, ("cpu", "fp32")),
+        ("auto", "auto", "avx2", (8, 0), ("cuda", "bf16")),
+        ("cuda", "auto", "avx2", (9, 0), ("cuda", "bf16")),
+        ("auto", "auto", "avx512_bf16", (7, 5), ("cuda", "fp32")),
+        ("cpu", "auto", "avx512_bf16", (7, 5), ("cpu", "bf16")),
+        ("auto", "fp32", "avx512_bf16", (9, 0), ("cuda", "fp32")),
+        ("cpu", "fp16", "avx2", None, ("cpu", "fp16")),
+    ],
+)
+def test_auto_is_bf16_where_the_device_computes_it_natively(
+    machine, device, precision, flags, capability, expected
+):
+    machine(flags, capability)
+    found = resolved(RuntimeConfig(device=device, precision=precision))
+    assert (found.device, found.precision) == expected
+    assert resolved(found) == found
+
+
+def test_a_device_that_is_not_there_is_refused(machine):
+    machine("")
+    with pytest.raises(UserError, match=r"trainer\.device=cuda.*auto or cpu"):
+        make_accelerator(RuntimeConfig(device="cuda"))
+
+
+def test_each_training_of_a_process_has_its_own_device(machine, monkeypatch):
+    everywhere = SimpleNamespace(is_available=lambda: True, is_built=lambda: True)
+    monkeypatch.setattr(torch.backends, "mps", everywhere)
+    for capability, device in ((None, "cpu"), ((9, 0), "cuda"), (None, "cpu")):
+        machine("", capability)
+        assert make_accelerator(RuntimeConfig()).device.type == device
+
+
+def test_batches_that_processes_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: 3)
+    check_batches({"baseline": TrainConfig(batch_size=9)}, data())
+    with pytest.raises(UserError, match=r"finetune\.batch_size=8.*3 processes"):
+        check_batches({"baseline": TrainConfig(batch_size=9), "finetune": TrainConfig(batch_size=8)}, data())
+    with pytest.raises(UserError, match=r"baseline\.batch_size=32"):  # all there are
+        check_batches({"baseline": TrainConfig(batch_size=99)}, data())
+
+
+def test_other_errors_than_the_compilers_pass():
+    with pytest.raises(ValueError, match="mine"), compiler_errors():
+        raise ValueError("mine")
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"), [("HOME", GLIBC), ("GLIBC_TUNABLES", {}), ("MALLOC_TOP_PAD_", {})]
+)
+def test_freed_memory_stays_unless_the_environment_configures_malloc(monkeypatch, variable, expected):
+    asked = {}
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=asked.__setitem__))
+    monkeypatch.setattr("os.environ", {variable: "1"})
+    runtime.keep_freed_memory()
+    assert asked == expected
