@@ -128,14 +128,11 @@ def check(settings: Mapping[str, Any]) -> None:
     for key, value in {"model_type": None, **settings}.items():
         if key not in SETTINGS:
             raise UserError(f"configuration.{key}: no such setting; one of {', '.join(SETTINGS)}")
-        if key in choices and value not in choices[key]:
-            raise UserError(f"configuration.{key}={value}: must be one of {', '.join(choices[key])}")
         most = MOST_LAYERS if key == "num_hidden_layers" else LARGEST
-        if (
-            key not in choices
-            and value is not None
-            and not (isinstance(value, int | float) and -1 <= value <= most)
-        ):
+        if key in choices:
+            if value not in choices[key]:
+                raise UserError(f"configuration.{key}={value}: must be one of {', '.join(choices[key])}")
+        elif value is not None and not (isinstance(value, int | float) and -1 <= value <= most):
             raise UserError(f"configuration.{key}={value}: must be a number, from -1 to {most}")
 
 
