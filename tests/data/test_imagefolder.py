@@ -1,13 +1,12 @@
-"""Image folders streamed from disk: what is read, in which order, and what is refused."""
-
-from types import SimpleNamespace
+"""Streamed image folders: which images are read, in which order, by which draws, and what is refused."""
 
 import pytest
 import torch
-from PIL import Image
+from torch.utils.data import DataLoader
 
-from lpslim.base.errors import UserError
-from lpslim.data import imagefolder
+from lpslim.data.datasets import imagefolder
+from lpslim.data.splits import Share
+from tests.data.making import noise, refusal, settings, write_image
 
 CLASSES = ("n01440764", "n01443537")
 
@@ -17,74 +16,94 @@ def root(tmp_path):
     """Ten training and three test images a class, of 12 x 10 pixels, each of one colour of its own."""
     for split, count in (("train", 10), ("val", 3)):
         for label, name in enumerate(CLASSES):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
             for i in range(count):
-                Image.new("RGB", (12, 10), (20 * i, 100 * label, 7)).save(folder / f"{i}.png")
+                colour = torch.tensor([20 * i, 100 * label, 7], dtype=torch.uint8)
+                write_image(tmp_path / split / name / f"{i}.png", colour.expand(10, 12, 3).contiguous())
     return tmp_path
 
 
 def load(root, **changes):
-    settings = {"name": "mine", "root": str(root), "image_size": 8, "val_fraction": 0.2, "flip": True,
-                "workers": 0, "store_gb": 0, **changes}  # fmt: skip
-    return imagefolder.load(SimpleNamespace(**settings), root / "cache")
+    changes = {"image_size": 8, "val_fraction": 0.2, "cache_gb": 0, **changes}
+    return imagefolder.load(settings(root, **changes), root / "cache")
 
 
-def test_splits_classes_and_shape(root):
+def noisy(folder, workers):
+    """Return a split of ten times the same image of noise."""
+    for i in range(10):
+        write_image(folder / f"{i}.png", noise(1, 32, 32)[0])
+    return imagefolder.StreamedSplit([(folder / f"{i}.png", i) for i in range(10)], 8, True, workers)
+
+
+def test_splits_classes_and_pixels_in_imagenets_units(root):
     data = load(root)
     assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 6)
     assert (data.num_classes, data.shape, data.name) == (2, (3, 8, 8), "mine")
-    images, labels = next(data.test.eval_batches(6))
-    assert images.shape == (6, 3, 8, 8)
+    assert data.reading == {"image_size": 8, "workers": 0}
+    ((images, labels),) = data.test.eval_batches(6)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_pixels_are_those_of_the_files_in_imagenets_units(root):
-    images, _ = next(load(root).test.eval_batches(2))
     expected = (torch.tensor([20, 0, 7]) / 255 - torch.tensor(imagefolder.MEAN)) / torch.tensor(
         imagefolder.STD
     )
     torch.testing.assert_close(images[1, :, 4, 4], expected)
+    assert sorted(data.train.samples + data.val.samples) == [
+        (file, label)
+        for label, name in enumerate(CLASSES)
+        for file in sorted((root / "train" / name).iterdir())
+    ]
 
 
 def test_an_epoch_follows_from_its_seed_and_shows_each_image_once(root):
-    split = load(root).train
-
     def epoch(seed):
         torch.manual_seed(1)
-        return torch.cat([images.mean((2, 3)) for images, _ in split.train_batches(4, seed)])
+        return torch.cat([images.mean((2, 3)) for images, _ in load(root).train.train_batches(4, seed)])
 
     one, again, other = epoch(3), epoch(3), epoch(4)
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     assert len(one.round(decimals=3).unique(dim=0)) == 16
-    assert torch.equal(one.sort(0).values.round(decimals=3), other.sort(0).values.round(decimals=3))
 
 
-def test_the_fingerprint_is_of_names_and_sizes(root, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_process_reads_as_a_plain_loader_does(tmp_path, monkeypatch, workers):
+    split, made = noisy(tmp_path, workers), []
+    monkeypatch.setattr(
+        imagefolder, "DataLoader", lambda images, **named: made.append(images) or DataLoader(images, **named)
+    )
+    torch.manual_seed(7)
+    batches = list(split.train_batches(4, seed=1))
+    torch.manual_seed(7)
+    plain = DataLoader(made[0], 4, shuffle=True, drop_last=True, num_workers=workers,
+                       generator=torch.Generator().manual_seed(1))  # fmt: skip
+    for (one, label), (other, again) in zip(batches, plain, strict=True):
+        assert torch.equal(label, again)
+        assert torch.equal(one, other)
+
+
+def test_workers_of_different_processes_draw_different_crops(tmp_path):
+    split = noisy(tmp_path, 1)
+    one, other = (next(split.train_batches(4, 0, Share(rank, 2)))[0] for rank in range(2))
+    assert not torch.equal(one, other)
+
+
+def test_the_fingerprint_is_of_names_and_sizes(root):
     before = load(root).fingerprint
+    assert before.startswith("listing:")
     assert before == load(root, image_size=4, workers=1).fingerprint
     (root / "val" / CLASSES[0] / "0.png").rename(root / "val" / CLASSES[0] / "zero.png")
     assert load(root).fingerprint != before
 
 
-def test_what_is_no_such_folder_is_refused(root):
-    with pytest.raises(UserError, match=r"^dataset\.root=.*nowhere: no images there\. Expected"):
-        load(root / "nowhere")
-    (root / "val" / CLASSES[1]).rename(root / "val" / "other")
-    with pytest.raises(UserError, match="train and val do not hold the same classes"):
-        load(root)
-
-
-def test_images_are_not_blown_up(root):
-    with pytest.raises(UserError) as refused:
-        load(root, image_size=224)
-    assert str(refused.value) == (f"dataset.image_size=224: must be at most 10, the size of images in {root}")
+def test_bad_folders_and_sizes_are_refused(root):
+    missing = root / "nowhere"
+    message = refusal(load, missing)
+    assert message.startswith(
+        f"dataset.root={missing}: no images there. Expected {missing}/train/<class>/<image>"
+    )
+    message = refusal(lambda: load(root, image_size=224))
+    assert message == f"dataset.image_size=224: must be at most 10, the size of images in {root}"
     assert load(root, image_size=10).shape == (3, 10, 10)
-
-
-def test_a_file_that_is_no_image_is_named(root):
-    broken = root / "train" / CLASSES[0] / "0.png"
-    broken.write_bytes(b"not an image")
-    with pytest.raises(UserError, match=f"^{broken}: cannot be read as an image"):
-        load(root)
+    (root / "val" / CLASSES[1]).rename(root / "val" / "other")
+    assert f"class {CLASSES[1]} must be in the training and in the test set" in refusal(load, root)
+    (root / "val" / "other").rename(root / "val" / CLASSES[1])
+    (root / "train" / CLASSES[0] / "0.png").write_bytes(b"not an image")
+    assert refusal(load, root).startswith(f"{root}/train/{CLASSES[0]}/0.png: cannot be read as an image")

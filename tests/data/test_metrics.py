@@ -1,4 +1,4 @@
-"""Metrics against their formulas, and the losses behind them."""
+"""Metrics against their formulas and scikit-learn's; losses against PyTorch's."""
 
 import math
 
@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpslim.data.metrics import METRICS, Task, accuracy, f1, matthews, spearman
+from lpslim.data.metrics import CLASSIFICATION, TASKS, Task, accuracy, f1, matthews, spearman
 
 pairs = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=40)
 
 
 def columns(rows):
-    answers, labels = zip(*rows, strict=True)
-    return torch.tensor(answers), torch.tensor(labels)
+    preds, targets = zip(*rows, strict=True)
+    return torch.tensor(preds), torch.tensor(targets)
 
 
-def confusion(answers, labels):
-    return [int(((answers == a) & (labels == t)).sum()) for a, t in ((1, 1), (1, 0), (0, 1), (0, 0))]
+def confusion(preds, targets):
+    return [int(((preds == p) & (targets == t)).sum()) for p, t in ((1, 1), (1, 0), (0, 1), (0, 0))]
 
 
 @given(pairs)
@@ -32,7 +32,7 @@ def test_f1_is_the_harmonic_mean_of_precision_and_recall(rows):
 
 
 @given(pairs)
-def test_matthews_is_the_correlation_of_two_zero_one_columns(rows):
+def test_matthews_is_the_correlation_of_two_binary_columns(rows):
     tp, fp, fn, tn = confusion(*columns(rows))
     spread = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     assert matthews(*columns(rows)) == pytest.approx(100 * (tp * tn - fp * fn) / spread if spread else 0.0)
@@ -40,42 +40,49 @@ def test_matthews_is_the_correlation_of_two_zero_one_columns(rows):
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(0, 5)), min_size=3, max_size=30))
 def test_spearman_is_pearsons_correlation_of_mean_ranks(rows):
-    answers, labels = (column.float() for column in columns(rows))
-    ranks = [scipy.stats.rankdata(column.numpy()) for column in (answers, labels)]
-    if min(r.std() for r in ranks) == 0:
-        return
-    assert spearman(answers, labels) == pytest.approx(100 * np.corrcoef(*ranks)[0, 1], abs=1e-6)
+    preds, targets = (column.float() for column in columns(rows))
+    ranks = [scipy.stats.rankdata(column.numpy()) for column in (preds, targets)]
+    if min(rank.std() for rank in ranks) > 0:
+        assert spearman(preds, targets) == pytest.approx(100 * np.corrcoef(*ranks)[0, 1], abs=1e-6)
 
 
-def test_spearman_of_a_constant_answer_is_zero_not_nan():
+def test_spearman_of_constant_predictions_is_zero_and_not_nan():
     assert spearman(torch.ones(5), torch.arange(5.0)) == 0.0
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
-def test_agrees_with_scikit_learn_on_many_samples(metric):
+@pytest.mark.parametrize(
+    ("metric", "reference"),
+    [("accuracy", sklearn.metrics.accuracy_score), ("f1", sklearn.metrics.f1_score),
+     ("matthews", sklearn.metrics.matthews_corrcoef)],
+)  # fmt: skip
+def test_agrees_with_scikit_learn_on_many_samples(metric, reference):
     generator = torch.Generator().manual_seed(0)
-    labels = (torch.rand(500, generator=generator) < 0.7).long()
-    answers = torch.where(torch.rand(500, generator=generator) < 0.2, 1 - labels, labels)
-    judge = {"accuracy": sklearn.metrics.accuracy_score, "f1": sklearn.metrics.f1_score,
-             "matthews": sklearn.metrics.matthews_corrcoef}[metric]  # fmt: skip
-    assert METRICS[metric](answers, labels) == pytest.approx(100 * judge(labels, answers))
+    targets = (torch.rand(500, generator=generator) < 0.7).long()
+    preds = torch.where(torch.rand(500, generator=generator) < 0.2, 1 - targets, targets)
+    assert TASKS[metric].metric == metric
+    assert TASKS[metric].compute(preds, targets) == pytest.approx(100 * reference(targets, preds))
 
 
 def test_accuracy_counts_samples():
-    assert accuracy(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1])) == pytest.approx(200 / 3)
+    assert accuracy(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1])) == 100 * 2 / 3
 
 
-class TestTask:
-    def test_a_class_is_the_largest_logit_and_costs_cross_entropy(self):
-        task, logits, labels = Task(), torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])
-        assert task.answers(logits).tolist() == [0, 1]
-        expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
-        assert torch.equal(task.loss(logits, labels, 0.1), expected)
-        assert task.mark(task.answers(logits), labels) == 50.0
+def test_a_classification_predicts_the_largest_logit_and_costs_cross_entropy():
+    task, logits, targets = CLASSIFICATION, torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])
+    assert task.preds(logits).tolist() == [0, 1]
+    assert torch.equal(task.loss(logits, targets, 0.1), F.cross_entropy(logits, targets, label_smoothing=0.1))
+    assert task.loss(logits, targets, reduction="none").shape == (2,)
+    assert task.compute(task.preds(logits), targets) == 50.0
 
-    def test_a_number_is_the_output_and_costs_its_squared_error(self):
-        task, outputs, labels = Task("spearman"), torch.tensor([[1.0], [4.0]]), torch.tensor([2.0, 2.0])
-        assert task.regression
-        assert task.answers(outputs).tolist() == [1.0, 4.0]
-        assert task.loss(outputs, labels, 0.1).item() == pytest.approx(2.5)
-        assert task.loss(outputs, labels, reduction="sum").item() == pytest.approx(5.0)
+
+def test_a_regression_predicts_the_output_and_costs_its_squared_error():
+    task, outputs, targets = TASKS["spearman"], torch.tensor([[1.0], [4.0]]), torch.tensor([2.0, 2.0])
+    assert task.regression
+    assert task.preds(outputs).tolist() == [1.0, 4.0]
+    assert task.loss(outputs, targets, 0.1).item() == pytest.approx(2.5)  # no label smoothing
+    assert task.loss(outputs, targets, reduction="sum").item() == pytest.approx(5.0)
+
+
+def test_a_metric_of_ones_own_makes_a_task():
+    task = Task("mae", lambda preds, targets: float((preds - targets).abs().mean()), regression=True)
+    assert task.compute(task.preds(torch.tensor([[1.0], [4.0]])), torch.tensor([2.0, 2.0])) == 1.5
