@@ -33,7 +33,7 @@ from lpslim.base.errors import UserError
 from lpslim.base.files import atomic_file, clear_scratch, locked
 
 HEADER_BYTES = 1024  # of a cache file
-CHUNK = 256  # images decoded ahead of the one being written
+CHUNK = 64  # images decoded ahead of the one being written
 SAMPLED = 500  # images whose headers give an estimate of the file's size
 Samples = list[tuple[Path, int]]  # image file, class index
 Listing = tuple[list[str], Samples]  # class names, sorted
@@ -46,11 +46,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def list_images(root: Path, split: str, below: str = ".") -> Listing:
-    """Return the class names and the samples ``root/split/<class>/below/<image>``.
-
-    Raises:
-        UserError: there is no class folder, or a class without an image.
-    """
+    """List ``root/split/<class>/below/<image>``; raises UserError where a class or its images are missing."""
     classes = sorted(entry.name for entry in (root / split).iterdir() if entry.is_dir())
     if not classes:
         raise UserError(f"dataset.root={root}: no class folders; expected {root}/{split}/<class>/<image>")
@@ -64,15 +60,9 @@ def list_images(root: Path, split: str, below: str = ".") -> Listing:
 
 
 def joined(root: Path, train: Listing, test: Listing) -> Listing:
-    """Return the samples of two splits, those of ``train`` first.
-
-    Raises:
-        UserError: they do not hold the same classes.
-    """
+    """Return the samples of two splits, training first; raises UserError if their classes differ."""
     if odd := sorted(set(train[0]) ^ set(test[0])):
-        raise UserError(
-            f"dataset.root={root}: class {odd[0]} must be both in the training and in the test set"
-        )
+        raise UserError(f"dataset.root={root}: class {odd[0]} must be in the training and in the test set")
     return train[0], [*train[1], *test[1]]
 
 
@@ -172,7 +162,7 @@ class ImageCache:
         return torch.from_numpy(decoded.pixels).view(-1, self.size, self.size, 3), decoded.fingerprint
 
     def load(self) -> Decoded:
-        """Return the decoded images. Of several processes one makes the file, and the others wait.
+        """Return the decoded images; of several processes one makes the file, and the others wait.
 
         Raises:
             UserError: a file is no image, or an image has another size.

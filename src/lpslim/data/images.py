@@ -21,9 +21,8 @@ from lpslim.data.splits import WHOLE, Batch, Data, Parts, Share, hold_out
 class TensorSplit:
     """A split held whole in memory, or on the accelerator.
 
-    images: (N, H, W, C) uint8. labels: (N,) int64. mean, std: (C,) float, in units of pixel value.
-    Training images are padded by ``crop_padding`` black pixels and cropped at random, and, with ``flip``,
-    mirrored half of the time.
+    images: (N, H, W, C) uint8. labels: (N,) int64. mean, std: (C,), in units of pixel value. Training images
+    are padded by ``crop_padding`` black pixels and cropped at random, with ``flip`` half of them mirrored.
     """
 
     images: Tensor
@@ -42,10 +41,9 @@ class TensorSplit:
         return replace(self, **{name: getattr(self, name).to(device) for name in fields})
 
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield one epoch of shuffled, augmented (B, C, H, W) float batches and labels (B,).
+        """Yield one epoch; all draws come from a CPU generator with ``seed``, so are equal on every device.
 
-        All draws come from a CPU generator with ``seed``: every device sees the same crops and flips. The
-        last, short batch is left out: batch statistics of a handful of images are noise.
+        The last, short batch is left out: batch statistics of a handful of images are noise.
         """
         generator = torch.Generator().manual_seed(seed)
         count, device = len(self), self.images.device
@@ -67,7 +65,7 @@ class TensorSplit:
             yield self._normalise(pixels), self.labels[index]
 
     def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield every image of the share once, in order, not augmented; the last batch may be short."""
+        """Yield every image of the share once, in order; the last batch may be short."""
         part = share.of(len(self))
         for start in range(part.start, part.stop, batch_size):
             taken = slice(start, min(start + batch_size, part.stop))
@@ -111,9 +109,9 @@ def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def splits(train: Batch, test: Batch, *, val_fraction: float, crop_padding: int, flip: bool) -> Parts:
-    """Return the ``train``, ``val`` and ``test`` splits of (images, labels) pairs.
+    """Return the splits of (images, labels) pairs, validation images taken out of the training set.
 
-    Validation images come out of the training set; mean and deviation are those of the images trained on.
+    Mean and deviation are those of the images trained on.
     """
     images, labels = train
     fitted, held = hold_out(len(labels), val_fraction)
@@ -138,14 +136,13 @@ def folder_data(
 ) -> Data:
     """Return the data set of two listed image folders below ``settings.root``, decoded once into ``cache``.
 
-    The fingerprint covers names and bytes of all images and ``annotations``.
-
-    Raises:
-        UserError: their classes differ, a file is no image, or an image has not ``size`` x ``size`` pixels.
+    The fingerprint covers all images and ``annotations``. Raises UserError if the classes of the splits
+    differ, a file is no image, or an image has not ``size`` x ``size`` pixels.
     """
     root = Path(settings.root)
     classes, samples = joined(root, train, test)
     images, fingerprint = ImageCache(root, [file for file, _ in samples], cache, annotations, size).tensor()
     labels, count = torch.tensor([label for _, label in samples]), len(train[1])
-    pairs = (images[:count], labels[:count]), (images[count:], labels[count:])
+    # the training images are copied as they are split, the test images here: none stays mapped to the file
+    pairs = (images[:count], labels[:count]), (images[count:].clone(), labels[count:])
     return image_data(settings, f"image folder {root.name}", fingerprint, len(classes), *pairs)

@@ -7,7 +7,7 @@ A batch is one int64 tensor (B, 3, L): token ids, attention mask (1 where there 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,11 +43,10 @@ class TextSplit:
         return replace(self, **{name: getattr(self, name).to(device) for name in fields})
 
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield one epoch of shuffled batches, each of texts of about the same length.
+        """Yield one epoch of batches in random order, each of texts of about the same length.
 
-        Texts are drawn into pools, sorted by length inside a pool and cut into batches, which come in
-        random order. All draws come from a CPU generator with ``seed``. Texts left over after the last
-        whole batch are left out.
+        Texts are drawn into pools, sorted by length inside a pool and cut into batches, by a CPU generator
+        with ``seed``. Those left over after the last whole batch are left out.
         """
         generator = torch.Generator().manual_seed(seed)
         size = min(batch_size, len(self))
@@ -60,21 +59,18 @@ class TextSplit:
             yield self._batch(batches[i][share.of(size)])
 
     def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield the share's texts once, the shortest first, at most ``batch_size`` or EVAL_TOKENS a batch.
-
-        Every process gets texts of all lengths.
-        """
+        """Yield the share's texts, of all lengths, the shortest first, at most EVAL_TOKENS tokens a batch."""
         lengths = self.lengths.cpu()
         rest = lengths.argsort(stable=True)[share.rank :: share.world]
         while len(rest):
             longest = lengths[rest[:batch_size]]
-            fitting = int((longest * torch.arange(1, len(longest) + 1) <= EVAL_TOKENS).sum())
-            taken = max(1, fitting)
+            fitting = (longest * torch.arange(1, len(longest) + 1) <= EVAL_TOKENS).sum()
+            taken = max(1, int(fitting))
             yield self._batch(rest[:taken])
             rest = rest[taken:]
 
     def _batch(self, index: Tensor) -> Batch:
-        index = index.to(self.ids.device)
+        index = index.to(self.ids.device)  # (B,)
         starts, lengths = self.starts[index, None], self.lengths[index, None]
         position = torch.arange(int(lengths.max()), device=index.device)
         mask = position < lengths  # (B, L)
@@ -89,12 +85,11 @@ def pack(encoded: Any, labels: Tensor) -> TextSplit:
     Padding has id 0 in a batch, whatever the tokenizer calls it: the mask hides it.
     """
     lengths = torch.tensor([len(text) for text in encoded["input_ids"]])
-    ids, types = (_flat(encoded[name]) for name in ("input_ids", "token_type_ids"))
+    ids, types = (
+        torch.tensor([token for text in encoded[name] for token in text], dtype=torch.int32)
+        for name in ("input_ids", "token_type_ids")
+    )
     return TextSplit(ids, types, lengths.cumsum(0) - lengths, lengths, labels)
-
-
-def _flat(texts: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor([token for text in texts for token in text], dtype=torch.int32)
 
 
 def fingerprint(*packed: TextSplit) -> str:

@@ -7,7 +7,7 @@ training set. Of MNLI's two development sets, ``mnli`` uses the matched one, ``m
 from __future__ import annotations
 
 import logging
-import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ HUB = "nyu-mll/glue"
 PAIR = ("sentence1", "sentence2")
 BINARY, ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
 NATURAL = ("entailment", "neutral", "contradiction")
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 Row = tuple[tuple[str, ...], float]  # one text or two, label
 log = logging.getLogger(__name__)
 
@@ -139,17 +140,12 @@ def read(path: Path, layout: Layout) -> Iterator[Row]:
 
 
 def _label(text: str, layout: Layout, where: str) -> float:
-    if layout.classes:
-        if text not in layout.classes:
-            raise UserError(f"{where}: label {text!r} must be one of {', '.join(layout.classes)}")
+    if text in layout.classes:
         return layout.classes.index(text)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: label {text!r} must be a number")
-    return value
+    if layout.classes or not NUMBER.fullmatch(text):
+        allowed = f"one of {', '.join(layout.classes)}" if layout.classes else "a number"
+        raise UserError(f"{where}: label {text!r} must be {allowed}")
+    return float(text)
 
 
 def _from_hub(name: str, layout: Layout) -> list[list[Row]]:
@@ -159,9 +155,8 @@ def _from_hub(name: str, layout: Layout) -> list[list[Row]]:
 
         parts = load_dataset(HUB, name.removesuffix("_mm"))
     except ImportError as problem:
-        raise UserError(
-            "dataset.download=true: GLUE comes through the package datasets: pip install 'lpslim[glue]'"
-        ) from problem
+        hint = "GLUE comes through the package datasets: pip install 'lpslim[glue]'"
+        raise UserError(f"dataset.download=true: {hint}") from problem
     except Exception as problem:  # the hub's clients raise a dozen kinds when they cannot reach it
         reason = (str(problem).splitlines() or [type(problem).__name__])[0][:160]
         raise UserError(f"dataset.name={name}: cannot be fetched from the hub ({reason})") from problem

@@ -62,10 +62,7 @@ class StreamedSplit:
         return replace(self, device=device)
 
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield one shuffled, augmented epoch of (B, C, H, W) float images and labels (B,).
-
-        Every process draws the same order, decodes its own images, and augments them by draws of its own.
-        """
+        """Yield one epoch; all processes draw the same order, and each draws the crops of its own images."""
         steps = [v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)]
         generator = torch.Generator().manual_seed(seed)
         order = BatchSampler(RandomSampler(self.samples, generator=generator), batch_size, drop_last=True)
