@@ -1,18 +1,14 @@
-"""The published tables as rows: what the paper prints, and the experiment that would reproduce it."""
-
-from __future__ import annotations
+"""Published tables as rows: what the paper prints, and which experiment reproduces it."""
 
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpslim.base.errors import UserError
-
 FOLDER = Path(__file__).parent / "paper"
 TITLES = {
     "vgg16_cifar10": "VGG-16 on CIFAR-10",
-    "resnet_cifar10": "ResNet-56 and ResNet-110 on CIFAR-10",
+    "resnet_cifar10": "ResNet-56/110 on CIFAR-10",
     "resnet50_imagenet": "ResNet-50 on ImageNet",
     "bert_glue": "BERT-base on GLUE",
 }
@@ -22,100 +18,73 @@ PAIRS = {  # data set and model -> table and depth
     ("cifar10", "resnet110"): ("resnet_cifar10", "110"),
     ("imagenet", "resnet50"): ("resnet50_imagenet", None),
 }
-ENCODERS = ("minilm", "tiny")  # that stand in for BERT-base where it cannot be had
-OURS = "ours"
-DENSE = ("VGG-16", "BERT-base")  # methods that are no method: the network before pruning
+OURS = "ours"  # the paper's own method
+DENSE = ("VGG-16", "BERT-base")  # networks before pruning
 PLACE = ("depth", "task", "block", "method", "schedule", "finetune_epochs", "params_millions")
-AVERAGE = "average"
-METRICS = {"acc": "accuracy", "f1": "F1", "mcc": "Matthews", "spearman": "Spearman"}
+ADDED = ("experiment", "note")  # columns that are not the paper's
+ACCURACIES = ("top1", "score")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a published table, everything as printed there (``NA`` where the paper gives none).
+    """One row of a published table, its figures as printed (``NA`` where the paper gives none).
 
-    place: which row it is (``method``, and ``block``, ``depth``, ``task``, ... where the table has them).
-    cells: column -> figure, such as ``top1`` or ``flops_drop`` in percent.
-    experiment: the name of the experiment that reproduces it; empty for another paper's method.
+    method: as printed; OURS is the paper's own. is_dense: this is the network before pruning.
+    experiment: reproduces it; empty for another paper's method and for averages.
+    place: which row it is (``block``, ``task``, ...). cells: column -> figure, such as ``flops_drop``
+    in percent. column: that of the accuracy or score. accuracy: its figure, None for NA.
     """
 
     table: str
-    place: dict[str, str]
-    cells: dict[str, str]
+    method: str
+    is_dense: bool
     experiment: str
     note: str
-
-    @property
-    def method(self) -> str:
-        """The method's name as printed; ``ours`` is the paper's own."""
-        return self.place["method"]
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether this is the network before pruning."""
-        return self.method in DENSE
-
-    @property
-    def scope(self) -> tuple[str | None, str | None]:
-        """The network depth or the task, where the table has several."""
-        return self.place.get("depth"), self.place.get("task")
-
-    @property
-    def is_average(self) -> bool:
-        """Whether this is the paper's average over all tasks."""
-        return self.place.get("task") == AVERAGE
+    place: dict[str, str]
+    cells: dict[str, str]
+    column: str
+    accuracy: float | None
 
 
 def read(table: str) -> list[Row]:
-    """Return the rows of one published table, in the paper's order; GLUE gives a row per method and task.
-
-    Raises:
-        UserError: there is no such table.
-    """
-    if table not in TITLES:
-        raise UserError(f"table={table}: must be one of {', '.join(TITLES)}")
+    """Return the rows of one published table, in the paper's order; GLUE gives a row per method and task."""
     with open(FOLDER / f"table_{table}.csv", newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    if table == "bert_glue":
-        lines = _by_task(lines)
-    return [_row(table, line) for line in lines]
+    return [_row(table, line) for line in (_by_task(lines) if table == "bert_glue" else lines)]
 
 
 def _row(table: str, line: dict[str, str]) -> Row:
     place = {key: value for key, value in line.items() if key in PLACE}
-    cells = {key: value for key, value in line.items() if key not in (*PLACE, "experiment", "note")}
-    return Row(table, place, cells, line["experiment"], line["note"])
+    cells = {key: value for key, value in line.items() if key not in (*PLACE, *ADDED)}
+    column = next(name for name in ACCURACIES if name in cells)
+    method, experiment, note = line["method"], line["experiment"], line["note"]
+    accuracy = number(cells[column])
+    return Row(table, method, method in DENSE, experiment, note, place, cells, column, accuracy)
 
 
 def _by_task(lines: list[dict[str, str]]) -> list[dict[str, str]]:
     """Turn one line per method with a column per task into one line per task and method."""
-    columns = [key for key in lines[0] if key not in ("method", "params_millions", "experiment", "note")]
     unfolded = []
-    for column in columns:
+    for column in (key for key in lines[0] if key not in (*PLACE, *ADDED)):
         task, _, metric = column.partition("_")
         for line in lines:
-            one = {key: line[key] for key in ("method", "params_millions", "note")}
-            one["task"] = f"{task} ({METRICS[metric]})" if metric else AVERAGE
-            one["score"] = line[column]
-            one["experiment"] = line["experiment"].format(task=task) if metric else ""
-            unfolded.append(one)
+            one = {key: value for key, value in line.items() if key in (*PLACE, *ADDED)}
+            one |= {"task": f"{task} ({metric})" if metric else "average", "score": line[column]}
+            unfolded.append(one | {"experiment": line["experiment"].format(task=task) if metric else ""})
     return unfolded
+
+
+def rows_of(pair: tuple[str, str]) -> list[Row]:
+    """Return what is published of pruning a model on a data set, if anything is."""
+    table, depth = PAIRS.get(pair, ("", None))
+    rows = read(table) if table else []
+    return [row for row in rows if row.place.get("depth") == depth and not row.is_dense]
 
 
 def dense_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """Return the published dense network that ``row`` was pruned from, None if the table has none."""
-    return next((each for each in rows if each.is_dense and each.scope == row.scope), None)
-
-
-def same_roof(block: str) -> str:
-    """Return the published table beside which a block of measured rows belongs, empty if none.
-
-    block: ``"<data set>, <model>"``, and maybe a metric in brackets.
-    """
-    name, _, model = block.partition(" (")[0].partition(", ")
-    if model in ENCODERS:
-        return "bert_glue"
-    return PAIRS.get((name, model), ("", None))[0]
+    same = (other for other in rows if all(other.place.get(k) == row.place.get(k) for k in ("depth", "task")))
+    return next((other for other in same if other.is_dense), None)
 
 
 def number(cell: str) -> float | None:

@@ -1,0 +1,110 @@
+"""Groups of runs over seeds: records whose key of a stage, the seed left out, is the same."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lpslim.base.errors import UserError
+from lpslim.experiment.records import RULE, VERSIONS, Record
+from lpslim.experiment.statistics import Summary, summary
+
+FIVE_SEEDS = {f"bert_glue/{task}" for task in ("rte", "mrpc", "cola", "stsb")}  # small development sets
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed, in its order: those that ended, and others."""
+
+    runs: tuple[Record, ...]
+    diverged: tuple[Record, ...] = ()
+
+    @property
+    def first(self) -> Record:
+        """Record of the lowest seed, of the runs that ended if any did."""
+        return (self.runs or self.diverged)[0]
+
+    @property
+    def n(self) -> str:
+        """Number of runs in its means, and of those that diverged, such as ``3`` or ``2 (+1 diverged)``."""
+        return f"{len(self.runs)}" + f" (+{len(self.diverged)} diverged)" * bool(self.diverged)
+
+    @property
+    def failure(self) -> str:
+        """Places where runs diverged, such as ``diverged (finetune, epoch 3)``; empty if none did."""
+        places = dict.fromkeys(
+            f"{r.diverged.stage}, epoch {r.diverged.epoch}" for r in self.diverged if r.diverged
+        )
+        return f"diverged ({'; '.join(places)})" if places else ""
+
+    def accuracy(self, stage: str, protocol: str) -> Summary:
+        """Return the test accuracy after ``stage`` in percent; ValueError where all runs diverged."""
+        return summary([run.accuracy[stage][protocol] for run in self.runs])
+
+    def drop(self, protocol: str) -> Summary:
+        """Return dense minus fine-tuned accuracy, run by run, in points; a gain is negative."""
+        return summary(
+            [r.accuracy["baseline"][protocol] - r.accuracy["finetune"][protocol] for r in self.runs]
+        )
+
+    def cost(self, key: str) -> Summary:
+        """Return ``flops_drop`` or ``params_drop`` in percent."""
+        return summary([getattr(run.cost, key) for run in self.runs])
+
+
+def grouped(records: Iterable[Record], stage: str = "finetune") -> list[Group]:
+    """Group records by the configuration of ``stage``; a result of it that several runs share counts once.
+
+    Raises UserError where a configuration has two results of one seed.
+    """
+    groups: dict[str, dict[str, Record]] = {}
+    for record in records:
+        key, result = record.groups[stage], record.stages[stage]
+        groups.setdefault(key, {}).setdefault(result, record)
+    for runs in groups.values():
+        if len({run.seed for run in runs.values()}) < len(runs):
+            same = ", ".join(f"{run.experiment}/{run.key}" for run in runs.values())
+            raise UserError(f"{same}: two results of one configuration and seed; delete the wrong one")
+    ordered = [sorted(runs.values(), key=lambda run: run.seed) for runs in groups.values()]
+    return [Group(tuple(r for r in o if not r.diverged), tuple(r for r in o if r.diverged)) for o in ordered]
+
+
+def by_pair(records: Iterable[Record]) -> dict[tuple[str, str], list[Group]]:
+    """Return the groups of every data set and model, sorted by these."""
+    pairs: dict[tuple[str, str], list[Group]] = {}
+    for group in grouped(records):
+        pairs.setdefault((group.first.data.name, group.first.config["model"]["name"]), []).append(group)
+    return dict(sorted(pairs.items()))
+
+
+def slug(pair: Sequence[str]) -> str:
+    """Return data set and model as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(pair))
+
+
+def best(groups: Sequence[Group], protocol: str, most: int) -> Sequence[Group]:
+    """Return all groups, or of more than ``most`` those of the highest accuracy."""
+    ended = (group for group in groups if group.runs)
+    ranked = sorted(ended, key=lambda group: -group.accuracy("finetune", protocol).mean)
+    return groups if len(groups) <= most else ranked[:most]
+
+
+def outdated(record: Record) -> str:
+    """Return where today's code or counting rule differs from a record's; empty if nowhere."""
+    old = sorted(record.versions.items() - VERSIONS.items())
+    reasons = [f"{stage} by code version {version}, now {VERSIONS.get(stage)}" for stage, version in old]
+    return "; ".join(reasons + [f"counted by another rule: {record.cost.rule}"] * (record.cost.rule != RULE))
+
+
+def filter_outdated(records: Sequence[Record], keep: bool) -> tuple[list[Record], list[str]]:
+    """Return the records to show, and remarks on the outdated: left out, or marked with ``keep``."""
+    reasons = [outdated(record) for record in records]
+    old = {(record.experiment, reason) for record, reason in zip(records, reasons, strict=True) if reason}
+    verb = "† Outdated" if keep else "Outdated and left out (--outdated shows it)"
+    remarks = [f"{verb}: {name} ({reason}). Again: {run_command(name)}" for name, reason in sorted(old)]
+    return [record for record, reason in zip(records, reasons, strict=True) if keep or not reason], remarks
+
+
+def run_command(experiment: str) -> str:
+    """Return the command that measures an experiment as its file says."""
+    seeds = "0,1,2,3,4" if experiment in FIVE_SEEDS else "0,1,2"
+    return f"python run.py -m experiment={experiment} seed={seeds}"

@@ -1,0 +1,107 @@
+"""Claims: a published row beside what was measured for it, with a verdict or the reason why not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lpslim.experiment.records import Record, Samples
+from lpslim.experiment.statistics import Summary, verdict
+from reproduce.aggregate import Group, best, grouped, outdated, run_command
+from reproduce.names import setting
+from reproduce.published import OURS, Row, dense_of
+
+# Points: smaller differences between methods are noise (docs/protocol.md); GLUE's development sets are small
+BAND, BANDS = 0.3, {"bert_glue": 1.0}
+COSTS = ("flops_drop", "params_drop")
+MOST = 20  # lines of other settings below one row
+COMPLETE = {  # samples: train with val, test
+    "imagenet": (1_281_167, 50_000), "cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408),
+    "stsb": (5749, 1500), "rte": (2490, 277), "qnli": (104743, 5463), "qqp": (363846, 40430),
+    "mnli": (392702, 9815),
+}  # fmt: skip
+
+Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published row, and one configuration that was measured for it, if there is any.
+
+    status: verdict, or the reason why there is none; ``command`` fills the row where it is not measured.
+    measured: column of the row -> value in its unit; empty where every run diverged.
+    difference: measured minus published accuracy in points (or of the changes from the dense networks).
+    """
+
+    row: Row
+    status: str
+    command: str = ""
+    group: Group | None = None
+    measured: Mapping[str, Summary] = field(default_factory=dict)
+    difference: float | None = None
+
+
+def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Claim]:
+    """Return the claims of one of ``rows``: one per configuration as in its experiment file, or an empty one.
+
+    The experiment with other settings follows, never judged: the best MOST configurations.
+    """
+    if row.is_dense:
+        experiments = [other.experiment for other in rows if dense_of(other, rows) is row]
+        own = [run for name in experiments for run in runs.get(name, ()) if not run.differs]
+        dense = grouped((run for run in own if not run.diverged and not outdated(run)), "baseline")
+        nothing = Claim(row, "not run: measured with its rows")
+        return [_judged(row, rows, group, dense, protocol) for group in dense] or [nothing]
+    if not row.experiment:
+        return [Claim(row, "needs every task" if row.method == OURS else "published only")]
+    every = runs.get(row.experiment, ())
+    configured = grouped(run for run in every if not run.differs)
+    judged = [_judged(row, rows, group, configured, protocol) for group in configured]
+    for group in best(grouped(run for run in every if run.differs), protocol, MOST):
+        changed = ", ".join(setting(key, ours) for key, (_, ours) in sorted(group.first.differs.items()))
+        status = f"other settings: {changed}" + f"; {group.failure}" * (not group.runs)
+        judged.append(Claim(row, status, "", group, _measured(row, group, protocol)))
+    return judged if configured else [Claim(row, "not run", run_command(row.experiment)), *judged]
+
+
+def _judged(row: Row, rows: Sequence[Row], group: Group, configured: Sequence[Group], protocol: str) -> Claim:
+    """Return the claim of a group with the row's own settings; ``configured`` are all such groups."""
+    if not group.runs:
+        return Claim(row, group.failure, "", group)
+    measured = _measured(row, group, protocol)
+    value, published, how = measured[row.column].mean, row.accuracy, ""
+    reference = None if row.is_dense else dense_of(row, rows)
+    original = is_original(group.first.data)
+    if not original and published is not None and reference and reference.accuracy is not None:
+        value, published, how = -group.drop(protocol).mean, published - reference.accuracy, "drops compared: "
+    current = [g for g in configured if not outdated(g.first) and g.first.data == group.first.data]
+    difference = None
+    if reason := outdated(group.first):
+        status = f"† not comparable: {reason}"
+    elif len(current) > 1:  # the experiment file has changed, and older runs are still there
+        status = f"not comparable: {len(current)} configurations under this name"
+    elif published is None:
+        status = "no published figure"
+    elif not original and not how:
+        status = "not comparable: other data source"
+    else:
+        difference = value - published
+        status = how + verdict(value, published, BANDS.get(row.table, BAND))
+    return Claim(row, status, "", group, measured, difference)
+
+
+def _measured(row: Row, group: Group, protocol: str) -> dict[str, Summary]:
+    if not group.runs:
+        return {}
+    if row.is_dense:
+        return {row.column: group.accuracy("baseline", protocol)}
+    costs = {column: group.cost(column) for column in COSTS if column in row.cells}
+    return {row.column: group.accuracy("finetune", protocol), **costs}
+
+
+def is_original(data: Samples) -> bool:
+    """Return whether a record's data are those of the published tables, as far as it can tell.
+
+    CIFAR-10 must come from its own lossless batches; ImageNet and GLUE must have all their samples.
+    """
+    if data.name == "cifar10":
+        return data.source == "torchvision batches"
+    return (data.train + data.val, data.test) == COMPLETE.get(data.name)
