@@ -1,8 +1,31 @@
-import pytest
+from dataclasses import dataclass
+from pathlib import Path
 
-from lpslim.cli import checked
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lpslim.experiment import records
+from lpslim.experiment.config import Config
+from lpslim.experiment.records import Record
 from lpslim.experiment.runner import execute
-from tests.composing import composed
+from tests.composing import configured
+from tests.experiment.dying import TINY, places
+
+
+@dataclass
+class Done:
+    """A run that has ended."""
+
+    config: Config
+    path: Path
+    record: Record
+
+    def folder(self, stage: str) -> Path:
+        return Path(self.config.work_dir) / "stages" / stage / self.record.stages[stage]
+
+    def weights(self, stage: str = "finetune") -> dict[str, Tensor]:
+        return load_file(self.folder(stage) / "weights.safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -11,16 +34,14 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("pipeline")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run(shared):
-    """Run the tiny pipeline with some overrides; returns (config, record path; of a dry run the stages)."""
+    """Do the tiny run with some overrides, in the shared folder or another."""
 
-    def go(*overrides, work=None):
-        work = work or shared
-        places = (f"work_dir={work}/outputs", f"results_dir={work}/results")
-        # the last profile word wins, so a test's own overrides come last
-        config = checked(composed("model=vgg_small", "debug=tiny", "trainer.threads=1", *places, *overrides))
-        outcome = execute(config, {})
-        return config, outcome.record or outcome.stages
+    def go(*words: str, work: Path | None = None, file: Config | None = None) -> Done:
+        config = configured(*TINY, *places(work or shared), *words)
+        path = execute(config, file).record_path
+        assert path
+        return Done(config, path, records.read(path))
 
     return go

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -13,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from lpslim.base.errors import RunError, UserError
-from lpslim.cli import checked, code_of
 from lpslim.experiment.runner import execute
-from tests.composing import composed
+from tests.composing import configured
 
 # a server that has imported everything, and has used nothing, forks each process: seconds saved a time
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["tests.experiment.dying", "lpslim.models.families.vgg", "lpslim.data.datasets.digits"]
 )
-TINY = ("model=vgg_small", "debug=tiny", "regularizer.updates_per_epoch=4", "trainer.threads=1",
-        "trainer.checkpoint_minutes=0")  # fmt: skip
+TINY = ("model=vgg_small", "debug=tiny", "trainer.threads=1", "trainer.precision=fp32")
 WRITES = ("replace", "rename", "unlink", "fsync")
 
 
@@ -31,33 +28,25 @@ def places(folder: Path) -> tuple[str, str]:
     return f"work_dir={folder}/outputs", f"results_dir={folder}/results"
 
 
-def begin(
-    *overrides: str, at_write: int | None = None, largest: int | None = None, told: Path | None = None
-) -> Any:
-    """Start the tiny run.
+def begin(*words: str, at_write: int | None = None, writes: Path | None = None) -> Any:
+    """Start the tiny run with a checkpoint after every step.
 
-    at_write: it kills itself around that write, see :func:`die_at`. largest: bytes that a file may have; the
-    system refuses more. told: a file for how many moments its writes had, or for what ended it.
+    at_write: it kills itself around that write, see :func:`die_at`. writes: a file for how many there were.
     """
-    process = PROCESSES.Process(target=live, args=(overrides, at_write, largest, told))
+    process = PROCESSES.Process(target=_live, args=(words, at_write, writes))
     process.start()
     return process
 
 
-def live(overrides: tuple[str, ...], at_write: int | None, largest: int | None, told: Path | None) -> None:
+def _live(words: tuple[str, ...], at_write: int | None, writes: Path | None) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     moments = die_at(at_write)
-    if largest:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     try:
-        execute(checked(composed(*TINY, *overrides)), {})
+        execute(configured(*TINY, "trainer.checkpoint_minutes=0", *words), None)
     except (RunError, UserError) as problem:
-        if told:
-            told.write_text(str(problem))
-        sys.exit(code_of(problem))
-    if told:
-        told.write_text(str(moments()))
+        sys.exit(2 if isinstance(problem, UserError) else 1)
+    if writes:
+        writes.write_text(str(moments()))
 
 
 def die_at(moment: int | None) -> Callable[[], int]:
@@ -95,15 +84,9 @@ def ended(process: Any, within: float = 120) -> int:
 
 
 def facts(folder: Path) -> list[dict[str, Any]]:
-    """Return what the records below a folder say, but for places and wall time."""
-    found = []
-    for path in sorted((folder / "results" / "records").rglob("*.json")):
-        record = json.loads(path.read_text())
-        for place in ("work_dir", "results_dir"):
-            del record["config"][place]
-        del record["seconds"], record["environment"]  # wall time; the commit, should it change meanwhile
-        found.append(record)
-    return found
+    """Return what the records below a folder say, but for wall time and machine."""
+    content = [json.loads(path.read_text()) for path in sorted((folder / "results").rglob("*.json"))]
+    return [{key: record[key] for key in record.keys() - {"seconds", "environment"}} for record in content]
 
 
 def finished(folder: Path) -> dict[str, int]:

@@ -167,6 +167,8 @@ def _faults(record: Record) -> Iterator[str]:
         if not len(curve.train_loss) == len(curve.val_accuracy) == len(curve.test_accuracy):
             yield f"curves.{stage}: columns of different lengths"
     if record.diverged:
+        if record.diverged.stage in record.accuracy:
+            yield f"accuracy.{record.diverged.stage}: is of the stage that diverged"
         return
     if None in (record.cost.dense, record.cost.pruned, record.cost.flops_drop, record.cost.params_drop):
         yield "cost: needs dense, pruned, flops_drop, params_drop"

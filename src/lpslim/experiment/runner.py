@@ -119,8 +119,12 @@ def _check(run: Run) -> None:
         unstructured.check(model, run.budget())
     else:
         candidates.check(run.budget())
-        for criterion in filter(None, (config.criterion.name, config.criterion.layer_budget_from)):
-            criteria.check(criterion, model, candidates.units)
+        for key in ("name", "layer_budget_from"):
+            if criterion := getattr(config.criterion, key):
+                try:
+                    criteria.check(criterion, model, candidates.units)
+                except UserError as problem:
+                    raise UserError(f"criterion.{key}={criterion}: {problem}") from problem
     if config.regularizer.name != "none":
         keys.regularizer(config)[0](model)
 

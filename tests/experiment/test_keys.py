@@ -1,0 +1,149 @@
+"""Keys: which settings change which stages, groups over seeds, the names of methods."""
+
+from copy import deepcopy
+from functools import cache, reduce
+from types import SimpleNamespace
+
+import pytest
+
+from lpslim.experiment.config import IGNORED_KEYS
+from lpslim.experiment.keys import method, plan, trainings
+from tests.composing import configured
+
+DATA = SimpleNamespace(fingerprint="f" * 64, reading={}, shape=(1, 8, 8))
+BASE = ("dataset=digits", "model=vgg_small", "trainer.precision=fp32")
+
+
+@cache
+def composed(*words):
+    return configured(*BASE, *words)
+
+
+def planned(*words, data=DATA, **settings):
+    """Return the plan of a command line, with ``settings`` changed: regularizer__form="norm"."""
+    config = deepcopy(composed(*words))
+    for key, value in settings.items():
+        *groups, name = key.split("__")
+        setattr(reduce(getattr, groups, config), name, value)
+    return plan(config, data)
+
+
+def keys(*words, **settings):
+    return {name: step.key for name, step in planned(*words, **settings).items()}
+
+
+def changed(one, other, field="key"):
+    return {name for name in one if getattr(one[name], field) != getattr(other[name], field)}
+
+
+def test_golden_keys():
+    assert {name: (step.key, step.group) for name, step in planned().items()} == {}
+
+
+def test_scores_hang_beside_the_trunk():
+    assert list(planned("method=random")) == ["baseline", "layer_budget", "score", "prune", "finetune"]
+    assert list(planned("method=weights")) == ["baseline", "sparsify", "prune", "finetune"]
+    folders = [step.folder.parent.name for step in planned("method=random").values()]
+    assert folders == ["baseline", "score", "score", "prune", "finetune"]
+
+
+def test_a_group_ignores_the_seed_and_nothing_else():
+    one, other = planned(), planned(seed=7)
+    assert changed(one, other) == set(one)
+    assert changed(one, other, "group") == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({"baseline__lr": 0.2}, "baseline"),
+        ({"dataset__flip": True}, "baseline"),
+        ({"trainer__precision": "bf16"}, "baseline"),
+        ({"trainer__compile": True}, "baseline"),
+        ({"model__name": "vgg16"}, "baseline"),
+        ({"lamb": 2e-4}, "sparsify"),
+        ({"rho": 1.0}, "sparsify"),
+        ({"p": 2.0}, "sparsify"),
+        ({"M": None}, "sparsify"),
+        ({"regularizer__form": "norm"}, "sparsify"),
+        ({"regularizer__name": "bn_l1"}, "sparsify"),
+        ({"criterion__name": "fpgm"}, "score"),
+        ({"criterion__weights": "W"}, "score"),
+        ({"protected": ["features.0"]}, "score"),
+        ({"criterion__score_norm": "raw"}, "prune"),
+        ({"adjust": 0.5}, "prune"),
+        ({"model__floor": 0.3}, "prune"),
+        ({"ratio": 0.6}, "prune"),
+        ({"target_flops": 0.5}, "prune"),
+        ({"target_params": 0.5}, "prune"),
+        ({"round_to": 8}, "prune"),
+        ({"finetune__epochs": 7}, "finetune"),
+        ({"retrain": "scratch_b"}, "finetune"),
+    ],
+)
+@pytest.mark.parametrize("field", ["key", "group"])
+def test_a_setting_changes_the_stages_from_its_own_on(settings, first, field):
+    stages = list(planned())
+    assert changed(planned(), planned(**settings), field) == set(stages[stages.index(first) :])
+
+
+@pytest.mark.parametrize("key", sorted(IGNORED_KEYS - {"dataset.source", "name"}))
+def test_ignored_settings_change_no_key(key):
+    assert keys(**{key.replace(".", "__"): "something else"}) == keys()
+
+
+@pytest.mark.parametrize("knob", ["p", "M", "rho", "lamb", "criterion__weights", "regularizer__form"])
+def test_without_a_regulariser_its_knobs_are_irrelevant(knob):
+    assert keys(regularizer__name="none", **{knob: 7.0}) == keys(regularizer__name="none")
+
+
+def test_a_penalty_is_keyed_by_what_it_uses():
+    assert keys(ratio=0.6)["sparsify"] == keys(ratio=0.3)["sparsify"]
+    assert keys(p=0, ratio=0.6)["sparsify"] != keys(p=0, ratio=0.3)["sparsify"]
+    assert keys(p=0, M=2) == keys(p=0, M=1)
+    assert keys(regularizer__name="bn_l1", rho=1) == keys(regularizer__name="bn_l1")
+
+
+def test_other_data_or_another_reading_of_them_are_another_network():
+    for change in ({"fingerprint": "e" * 64}, {"reading": {"workers": 2}}, {"shape": (1, 16, 16)}):
+        other = planned(data=SimpleNamespace(**{**vars(DATA), **change}))
+        assert changed(planned(), other) == set(other)
+
+
+def test_methods_share_what_they_have_in_common():
+    random, magnitude, scratch = keys("method=random"), keys("method=no_admm"), keys("method=scratch_e")
+    assert random["layer_budget"] == magnitude["score"]
+    assert random["prune"] != magnitude["prune"]
+    assert {name for name in magnitude if magnitude[name] != scratch[name]} == {"finetune"}
+    chip, hrank = keys("method=chip"), keys("method=hrank")
+    assert {name for name in chip if chip[name] == hrank[name]} == {"baseline"}
+
+
+def test_epoch_scale_lengthens_all_but_the_sparsify_stage():
+    def epochs(*words):
+        return {stage: train.epochs for stage, train in trainings(composed(*words)).items()}
+
+    before, scaled = epochs(), epochs("epoch_scale=2")
+    assert scaled == {name: count * (1 if name == "sparsify" else 2) for name, count in before.items()}
+    scratch = ("retrain=scratch_e", "epoch_scale=2")
+    assert epochs(*scratch)["finetune"] == 2 * before["baseline"]
+    assert epochs(*scratch, "scratch.epochs=5")["finetune"] == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "kind"),
+    [
+        ((), "Lp p=5, M=1", "ADMM"),
+        (("p=0",), "L0", "ADMM"),
+        (("regularizer=bn_l1", "criterion=bn_scale"), "BN-L1, bn_scale (raw)", "rival"),
+        (("regularizer=none",), "no ADMM", "control"),
+        (("regularizer=none", "criterion=chip", "criterion.score_norm=uniform"),
+         "no ADMM, chip (uniform)", "rival"),
+        (("regularizer=none", "criterion=random"), "no ADMM, random (uniform)", "control"),
+        (("regularizer=none", "retrain=scratch_b"), "no ADMM, scratch_b", "control"),
+        (("granularity=weights",), "Lp p=5, M=1", "unstructured"),
+        (("label=mine", "kind=rival"), "mine", "rival"),
+    ],
+)  # fmt: skip
+def test_a_method_has_a_name_and_a_kind(words, name, kind):
+    assert method(composed(*words)) == {"method": name, "kind": kind}

@@ -1,0 +1,205 @@
+"""Records: what is written is read back, what is no record is refused, and what is said of the machine."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from lpslim.base.errors import UserError
+from lpslim.experiment import records
+from lpslim.experiment.records import Record
+from tests.composing import ROOT
+
+KEY = "0123456789abcdef"
+STAGES = {"baseline": "b" * 16, "sparsify": "c" * 16, "score": "d" * 16, "prune": "e" * 16, "finetune": KEY}
+ACCURACY = {"last": 90.0, "val": 89.5, "paper": 91.0}
+REMOVED = object()
+
+
+def sample(**changes):
+    """Return a valid record as JSON gives it, with some fields changed."""
+    return {
+        "schema": 2, "experiment": "table/row", "method": "Lp p=5, M=1", "kind": "ADMM",
+        "seed": 0, "key": KEY, "stages": STAGES, "groups": STAGES, "versions": dict.fromkeys(STAGES, 1),
+        "weights": {"baseline": "0" * 64}, "differs": {"p": [5.0, 2.0]},
+        "config": {"p": 5.0, "model": {"name": "vgg16"}},
+        "data": {"name": "digits", "source": "scikit-learn", "fingerprint": "f" * 64, "metric": "accuracy",
+                 "train": 8, "val": 1, "test": 2},
+        "cost": {"rule": records.RULE, "dense": {"macs": 100, "params": 10},
+                 "pruned": {"macs": 40, "params": 5}, "flops_drop": 60.0, "params_drop": 50.0},
+        "accuracy": {"baseline": ACCURACY, "prune": ACCURACY, "finetune": ACCURACY},
+        "channels": {"features.0": [3, 4]},
+        "convergence": [{"iteration": 1.0, "primal": 0.5}],
+        "curves": {"baseline": {"train_loss": [0.5], "val_accuracy": [89.5], "test_accuracy": [90.0]}},
+        "seconds": {"baseline": 1.5}, "environment": {"python": "3.11", "dirty": False, "commit": None},
+        "diverged": None, **changes,
+    }  # fmt: skip
+
+
+def replaced(path, value):
+    content = node = json.loads(json.dumps(sample()))
+    *parents, last = path.split("/")
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    if value is REMOVED:
+        del node[last]
+    return content
+
+
+def refusal(tmp_path, text):
+    path = tmp_path / "record.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as refused:
+        records.read(path)
+    start, _, reason = str(refused.value).partition(": not a record: ")
+    assert start == str(path)
+    return reason
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    record = msgspec.convert(sample(), Record)
+    path = records.write(tmp_path, record)
+    assert path == tmp_path / "records" / "table" / "row" / f"{KEY}.json"
+    assert records.read(path) == record
+    assert records.read_all(tmp_path) == [record]
+    with pytest.raises(FileExistsError):
+        records.write(tmp_path, record)
+
+
+def test_a_record_tells_its_group_its_epochs_and_every_setting():
+    record = msgspec.convert(sample(), Record)
+    assert (record.group, record.epochs) == (KEY, {"baseline": 1})
+    assert record.settings["model.name"] == "vgg16"
+    assert record.settings["round_to"] == 1  # not in the record: the default
+
+
+def test_a_run_that_diverged_has_what_was_measured_before(tmp_path):
+    where = {"stage": "finetune", "epoch": 1, "step": 3, "loss": "nan"}
+    early = sample(diverged={**where, "stage": "baseline"}, cost={"rule": "r"}, accuracy={}, channels={})
+    late = sample(diverged=where, accuracy={"baseline": ACCURACY, "prune": ACCURACY}, experiment="table/late")
+    for content in (early, late):
+        record = msgspec.convert(content, Record)
+        assert records.read(records.write(tmp_path, record)) == record
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("schema", 1, "1 - at `$.schema`"),
+        ("schema", REMOVED, "missing required field `schema`"),
+        ("extra", 1, "unknown field `extra`"),
+        ("cost", REMOVED, "`cost`"),
+        ("seed", "0", "at `$.seed`"),
+        ("seed", True, "at `$.seed`"),
+        ("seed", -1, "at `$.seed`"),
+        ("seed", 2**70, "at `$.seed`"),
+        ("key", "../../etc/passwd", "at `$.key`"),
+        ("key", f"{KEY}\n", "at `$.key`"),
+        ("key", "f" * 16, "stages.finetune"),
+        ("stages/baseline", "", "`$.stages"),
+        ("stages/brew", KEY, "`key` in `$.stages`"),
+        ("groups/baseline", REMOVED, "groups"),
+        ("versions/prune", 0, "`$.versions"),
+        ("weights/prune", "x", "`$.weights"),
+        ("data/train", 1.5, "`$.data.train`"),
+        ("cost/flops_drop", REMOVED, "cost: needs"),
+        ("cost/params_drop", 101.0, "`$.cost.params_drop`"),
+        ("cost/dense/macs", -1, "`$.cost.dense.macs`"),
+        ("accuracy/finetune", REMOVED, "accuracy.finetune: missing"),
+        ("accuracy/finetune/val", REMOVED, "length >= 3"),
+        ("accuracy/finetune/best", 1.0, "`key` in `$.accuracy"),
+        ("accuracy/finetune/last", 100.1, "`$.accuracy"),
+        ("channels/features.0", [5, 4], "channels.features.0"),
+        ("channels/features.0", [0, 4], "`$.channels"),
+        ("channels/features.0", [1], "`$.channels"),
+        ("curves/baseline/train_loss", [0.5, 0.4], "curves.baseline"),
+        ("seconds/baseline", -0.1, "`$.seconds"),
+        ("diverged", {"epoch": 1}, "`$.diverged`"),
+        ("diverged", {"stage": "prune", "epoch": 1, "step": 1, "loss": "nan"}, "accuracy.prune"),
+        ("config", {}, "config.model.name"),
+        ("environment/commit", ["a"], "`$.environment"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path, path, value, said):
+    assert said in refusal(tmp_path, json.dumps(replaced(path, value)))
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a//b", "a/../b", "", ".", "a/.b", "a\n", "a/", "x" * 201]
+)
+def test_an_experiment_stays_below_its_folder(tmp_path, name):
+    assert "at `$.experiment`" in refusal(tmp_path, json.dumps(sample(experiment=name)))
+    record = msgspec.structs.replace(msgspec.convert(sample(), Record), experiment=name)
+    with pytest.raises(ValueError, match="experiment"):
+        records.write(tmp_path, record)
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+@pytest.mark.parametrize("path", ["accuracy/prune/last", "config/p", "differs/p", "convergence"])
+def test_what_is_no_number_is_refused(tmp_path, number, path):
+    text = json.dumps(replaced(path, [987654321])).replace("[987654321]", number)
+    assert number in text
+    assert refusal(tmp_path, text)
+
+
+def test_what_is_no_number_is_not_written(tmp_path):
+    record = msgspec.convert(sample(config={"p": math.nan, "model": {"name": "vgg16"}}), Record)
+    with pytest.raises(ValueError, match="JSON"):
+        records.write(tmp_path, record)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "hello", '{"schema": 2, ', "[]", "1", "\ufeff{}".encode("utf-16"), b'{"experiment": "\xff"}',
+     "[" * 100_000, '{"config": ' + '{"a":' * 50_000, b" " * 1_000_001],
+    ids=["empty", "words", "cut", "list", "number", "utf-16", "half a rune", "deep", "deep below", "large"],
+)  # fmt: skip
+def test_a_text_that_is_no_record(tmp_path, text):
+    assert refusal(tmp_path, text)
+
+
+def test_neither_a_folder_nor_a_pipe_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("pipe", "folder", "nothing"):
+        with pytest.raises(UserError, match="not a record"):
+            records.read(tmp_path / f"{name}.json")
+
+
+def test_every_committed_record_reads():
+    assert all(record.schema == 2 for record in records.read_all(ROOT / "results"))
+
+
+def test_reading_records_needs_no_torch():
+    slow = "{'torch', 'pandas', 'transformers'} & sys.modules.keys()"
+    code = f"import sys, lpslim.experiment.records, lpslim.experiment.statistics; print({slow})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_the_environment_tells_changed_sources(tmp_path, monkeypatch):
+    package = tmp_path / "src" / "lpslim"
+    package.mkdir(parents=True)
+
+    def git(*words):
+        own = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    for file in (package / "records.py", tmp_path / "README.md"):
+        file.write_text("one\n")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    (tmp_path / "README.md").write_text("two\n")
+    clean = records.environment("cpu", 1)
+    assert not clean["dirty"]
+    assert len(clean["commit"]) == 40
+    (package / "new.py").write_text("two\n")
+    assert records.environment("cpu", 2)["dirty"]

@@ -1,0 +1,218 @@
+"""Runner: what is refused before any work, what a run leaves, and how it tells that it could not go on."""
+
+import errno
+import json
+import logging
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lpslim
+from lpslim.base import files
+from lpslim.base.errors import RunError, UserError
+from lpslim.experiment import records, runner, stages
+from lpslim.experiment.runner import execute
+from lpslim.pruning.cost import count
+from tests.composing import configured
+from tests.experiment.dying import TINY, places
+
+BUDGET = "target_flops=0.5"
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    return run(BUDGET, work=tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def unrecorded(finished, tmp_path):
+    """A folder in which all stages of a run are finished, without its record."""
+    shutil.copytree(finished.path.parents[3], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "results")
+    return tmp_path
+
+
+def test_a_run_leaves_a_record_and_a_folder_that_agree(finished):
+    done = finished
+    record, folder = done.record, done.folder("finetune").parents[2] / "runs" / "adhoc" / done.record.key[:8]
+    assert list(record.stages) == ["baseline", "sparsify", "score", "prune", "finetune"]
+    assert {stage: done.folder(stage).name for stage in record.stages} == record.stages
+    assert abs(record.cost.flops_drop - 50) <= 0.3
+    assert record.data.train + record.data.val + record.data.test == 1797
+    assert record.environment["processes"] == 1
+    assert done.path.stat().st_size < 50_000
+    assert str(done.path.parents[3]) not in done.path.read_text()  # no place on this machine
+    assert json.loads((folder / "config.json").read_text())["target_flops"] == 0.5
+    assert (folder / "run.log").read_text().count("epoch 1/1") == 3
+    columns = "iteration,epoch,primal,dual,sparsity,capped\n1"
+    assert (folder / "convergence.csv").read_text().startswith(columns)
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert "sparsify/test_accuracy" in events.Tags()["scalars"]
+    network = count(lpslim.load(folder / "pruned"), torch.zeros(1, 1, 8, 8))
+    assert (network.macs, network.params) == (record.cost.pruned.macs, record.cost.pruned.params)
+
+
+def test_a_second_run_reads_the_record_and_does_nothing(run, finished, capsys, monkeypatch):
+    monkeypatch.setattr(stages, "obtain", lambda *_: pytest.fail("a stage was looked for"))
+    assert run(BUDGET, work=finished.path.parents[3]).path == finished.path
+    assert "measured before" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path, capsys):
+    config = configured(
+        "model=vgg_small", "dataset=digits", "dry_run=true", "trainer.threads=1", *places(tmp_path)
+    )
+    outcome = execute(config, None)
+    assert outcome.record_path is None
+    assert [(step.name, step.epochs) for step in outcome.stages] == [
+        ("baseline", 30), ("sparsify", 6), ("score", 0), ("prune", 0), ("finetune", 10)
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert all(f"{step.name:<12} {step.key}  to do" in printed for step in outcome.stages)
+    assert "0 stages found, 5 to do: 46 epochs" in printed
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "outputs" / "stages").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            ("model=torchvision", "model.name=mobilenet_v3_small", "dataset=digits32", "method=slimming"),
+            ("norm",),
+        ),
+        (
+            ("model=torchvision", "model.name=squeezenet1_1", "dataset=digits32", "regularizer=bn_l1"),
+            ("norm",),
+        ),
+        (("protected=[nowhere]",), ("protected=nowhere", "features.0")),
+        (("protected=['*']",), ("protected=",)),
+        (("granularity=weights", "target_params=67e6"), ("target_params=6.7e+07", "must be below")),
+        (("target_flops=0.96", "round_to=64"), ("target_flops=0.96", "must be at most 0.2482")),
+        (("model=resnet20", "target_flops=0.999"), ("target_flops=0.999", "must be at most 0.9590")),
+        (("model=resnet20", "target_params=10"), ("target_params=10", "must be at least")),
+        (("target_params=1e9",), ("target_params=1e+09", "must be below")),
+        (("model=bert_tiny", "dataset=toy_text", "dataset.max_length=99"), ("model=tiny", "(3, 99)")),
+        (("model=bert_tiny", "dataset=toy_text", "criterion=chip"), ("criterion.name=chip",)),
+    ],
+)
+def test_what_the_network_cannot_do_is_refused_before_any_work(run, tmp_path, words, parts):
+    with pytest.raises(UserError) as refused:
+        run(*words, work=tmp_path)
+    assert all(part in str(refused.value) for part in parts), refused.value
+    assert not (tmp_path / "outputs" / "stages").exists()
+
+
+@pytest.mark.parametrize("key", ["results_dir", "work_dir"])
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(run, tmp_path, key):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=re.escape(f"{key}={tmp_path}/file/inside")):
+        run(f"{key}={tmp_path}/file/inside", work=tmp_path)
+    assert not (tmp_path / "outputs" / "stages").exists()
+
+
+def test_a_record_tells_how_a_run_departs_from_its_experiment_file(run):
+    file = configured(*TINY, BUDGET)
+    assert run(BUDGET, "seed=2", "protocol=val", file=file).record.differs == {}
+    assert run("regularizer=none", file=configured(*TINY, "regularizer=none", "p=3")).record.differs == {}
+    changed = run("ratio=0.4", "dataset.flip=true", file=file).record.differs
+    assert changed == {"target_flops": [0.5, None], "ratio": [0.5, 0.4], "dataset.flip": [False, True]}
+
+
+def test_a_loss_that_is_not_finite_is_recorded(run, tmp_path, caplog, capsys):
+    caplog.set_level(logging.CRITICAL)
+    words = (BUDGET, "finetune.lr=1e30", "trainer.checkpoint_minutes=0")
+    for _ in range(2):  # the second reads the record
+        with pytest.raises(RunError, match="diverged in finetune, epoch 1, step 2: loss nan"):
+            run(*words, work=tmp_path)
+    (record,) = records.read_all(tmp_path / "results")
+    assert record.diverged == records.Divergence(stage="finetune", epoch=1, step=2, loss="nan")
+    assert set(record.accuracy) == {"baseline", "sparsify", "prune"}
+    assert abs(record.cost.flops_drop - 50) <= 0.3
+    finetune = tmp_path / "outputs" / "stages" / "finetune"
+    assert [path.suffix for path in finetune.iterdir()] == [".lock"]
+    with pytest.raises(RunError, match="diverged in baseline"):
+        run("baseline.lr=1e30", work=tmp_path)
+    early = next(r for r in records.read_all(tmp_path / "results") if r.diverged.stage == "baseline")
+    assert (early.accuracy, early.channels, early.cost.dense) == ({}, {}, None)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "deleted", "added", "edited"])
+def test_a_damaged_stage_is_set_aside_and_computed_anew(run, finished, unrecorded, caplog, harm):
+    caplog.set_level(logging.INFO)
+    folder = unrecorded / finished.folder("baseline").relative_to(finished.path.parents[3])
+    network = folder / "weights.safetensors"
+    content = network.read_bytes()
+    if harm == "edited":
+        text = (folder / "stage.json").read_text()
+        (folder / "stage.json").write_text(text.replace('"curve"', '"curves"'))
+    elif harm == "added":
+        (folder / "notes.txt").write_text("x")
+    else:
+        network.unlink()
+        half = len(content) // 2
+        if harm != "deleted":
+            network.write_bytes(content[:half] + (b"" if harm == "truncated" else b"?" + content[half + 1 :]))
+    assert run(BUDGET, work=unrecorded).record.accuracy == finished.record.accuracy
+    assert network.read_bytes() == content
+    assert files.verify_manifest(folder) == ""
+    assert len(list(folder.parent.glob(f"{folder.name}.damaged-*"))) == 1
+    assert caplog.text.count("found, not computed again") == 4
+    assert f"baseline {folder.name}: damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+        (MemoryError(), "out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "No space left on device: 'x'"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "Read-only file system: 'x'"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.jpg"), "No such file: 'a.jpg'"),
+    ],
+)
+def test_what_a_machine_does_is_one_line_with_what_is_kept(
+    run, finished, unrecorded, monkeypatch, problem, said
+):
+    shutil.rmtree(unrecorded / "outputs" / "stages" / "finetune")
+
+    def fail(run, stage, obtain=stages.obtain):
+        if stage == "finetune":
+            raise problem
+        return obtain(run, stage)
+
+    monkeypatch.setattr(stages, "obtain", fail)
+    with pytest.raises(RunError) as stopped:
+        run(BUDGET, work=unrecorded)
+    happened, kept = str(stopped.value).splitlines()
+    assert said in happened
+    assert kept == "kept: baseline, sparsify, score, prune; the same command goes on"
+    monkeypatch.undo()
+    assert run(BUDGET, work=unrecorded).record.accuracy == finished.record.accuracy
+
+
+@pytest.mark.parametrize(
+    "action", [lambda: torch.empty(10**16), lambda: save_file({"a": torch.zeros(1)}, "/proc/a")]
+)
+def test_errors_of_libraries_are_explained_too(action):
+    with pytest.raises(RunError, match="the same command goes on"), runner._explained([]):
+        action()
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="sizes"), runner._explained([]):
+        raise RuntimeError("sizes do not fit")
+
+
+def test_an_interrupted_run_says_what_is_kept(run, tmp_path, monkeypatch, capsys):
+    def interrupt(run, stage):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "obtain", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(BUDGET, work=tmp_path)
+    assert capsys.readouterr().err.endswith("interrupted\nkept: checkpoints; the same command goes on\n")

@@ -1,0 +1,193 @@
+"""Pipeline: stages are computed once and reused, every option runs, results are exact and repeatable."""
+
+import pytest
+import torch
+
+import lpslim
+from lpslim.base import registry
+from lpslim.experiment import stages
+from lpslim.experiment.statistics import paired_difference
+from lpslim.models import storage
+from lpslim.pruning.cost import count
+from lpslim.pruning.criteria import hrank
+
+BUDGET = "target_flops=0.5"
+NO_ADMM = ("regularizer=none", BUDGET)
+TEXT = (
+    "dataset=toy_text",
+    "model=bert_tiny",
+    "baseline.epochs=1",
+    "regularizer.train.epochs=1",
+    "finetune.epochs=1",
+)
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The stages that are trained from now on."""
+    names = []
+    fit = stages.fit
+
+    def spy(*arguments, stage, **named):
+        names.append(stage)
+        return fit(*arguments, stage=stage, **named)
+
+    monkeypatch.setattr(stages, "fit", spy)
+    return names
+
+
+def test_runs_that_differ_late_share_their_early_stages(run, trained):
+    run("ratio=0.3")
+    trained.clear()
+    one, other = run("ratio=0.4").record, run("ratio=0.6").record
+    assert trained == ["finetune", "finetune"]
+    assert one.cost.flops_drop < other.cost.flops_drop
+
+
+def test_the_same_config_and_seed_give_the_same_bits(run, tmp_path):
+    here, there, other = run(BUDGET), run(BUDGET, work=tmp_path), run(BUDGET, "seed=1")
+    assert here.record.accuracy == there.record.accuracy
+    assert here.record.weights == there.record.weights
+    assert here.record.convergence == there.record.convergence
+    assert here.record.channels == there.record.channels
+    assert same_bits(here.weights(), there.weights())
+    assert here.record.group == other.record.group
+    assert not same_bits(here.weights("baseline"), other.weights("baseline"))
+
+
+@pytest.mark.parametrize("criterion", registry.choices("pruning.criteria"))
+def test_every_criterion_meets_the_target_from_one_baseline(run, criterion):
+    done = run(*NO_ADMM, f"criterion={criterion}")
+    assert abs(done.record.cost.flops_drop - 50) <= 0.3
+    assert done.record.stages["baseline"] == run(*NO_ADMM).record.stages["baseline"]
+    network = count(lpslim.load(done.folder("finetune")), torch.zeros(1, 1, 8, 8))
+    assert (network.macs, network.params) == (done.record.cost.pruned.macs, done.record.cost.pruned.params)
+
+
+@pytest.mark.parametrize("retrain", ["finetune", "scratch_e", "scratch_b"])
+def test_every_way_of_retraining(run, retrain):
+    done = run(*NO_ADMM, f"retrain={retrain}")
+    cost = done.record.cost
+    longer = cost.dense.macs / cost.pruned.macs if retrain == "scratch_b" else 1
+    assert done.record.epochs["finetune"] == round(longer)
+    fresh = not same_bits(done.weights("prune"), run(*NO_ADMM).weights("prune"))
+    assert not fresh  # the same network is left, whatever it is trained from
+    assert run(*NO_ADMM, f"retrain={retrain}", "scratch.epochs=2").record.epochs["finetune"] == (
+        1 if retrain == "finetune" else round(2 * longer)
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("regularizer=bn_l1",),
+        ("M=null",),
+        ("p=0", "ratio=0.6"),
+        ("regularizer.form=norm", "criterion.score_norm=raw"),
+        ("regularizer.updates_per_epoch=4", "criterion.weights=W"),
+        ("target_params=0.5", "criterion.score_norm=uniform"),
+        ("trainer.channels_last=false", "schedule=step"),
+        ("trainer.precision=bf16",),
+    ],
+    ids=" ".join,
+)
+def test_every_other_option_runs_and_is_recorded(run, words):
+    record = run(*words).record
+    assert 0 < record.cost.params_drop < 100
+    assert len(record.convergence) == (0 if "bn_l1" in words[0] else 4 if "updates" in words[0] else 1)
+    if "p=0" in words:
+        assert record.convergence[0]["sparsity"] == pytest.approx(0.6, abs=1e-4)
+    if "target_params=0.5" in words:
+        assert abs(record.cost.params_drop - 50) <= 0.3
+
+
+def test_a_control_has_the_widths_of_another_criterion_and_its_own_channels(run):
+    reference, chance = run(*NO_ADMM), run(BUDGET, "method=random")
+    assert reference.record.channels == chance.record.channels
+    one, other = (storage.describe(done.folder("prune")).kept for done in (reference, chance))
+    assert one != other
+
+
+@pytest.mark.parametrize("budget", ["target_params=0.6", "target_flops=0.6", "ratio=0.6"])
+def test_single_weights_stay_zero_through_the_fine_tune(run, budget):
+    done = run("granularity=weights", budget)
+    cost, before, after = done.record.cost, done.weights("prune"), done.weights()
+    zeros = entries = 0
+    for name, value in before.items():
+        if name.endswith("weight") and value.ndim > 1:
+            assert torch.equal(value == 0, after[name] == 0)
+            zeros, entries = zeros + int((value == 0).sum()), entries + value.numel()
+    assert cost.dense.params - cost.pruned.params == zeros
+    reached = {
+        "target_params": cost.params_drop,
+        "target_flops": cost.flops_drop,
+        "ratio": 100 * zeros / entries,
+    }
+    assert reached[budget.partition("=")[0]] == pytest.approx(60, abs=0.1)
+    assert done.record.channels == {}
+
+
+def test_a_second_target_reads_the_scores_again(run, monkeypatch):
+    run(*NO_ADMM, "criterion=hrank")
+    monkeypatch.setattr(hrank, "score", lambda *_: pytest.fail("the maps were looked at again"))
+    record = run("regularizer=none", "criterion=hrank", "target_flops=0.4").record
+    assert abs(record.cost.flops_drop - 40) <= 0.3
+
+
+def test_stages_that_train_nothing_are_measured_once(run, tmp_path, trained):
+    first = run(BUDGET)
+    trained.clear()
+    weights = f"model.weights={first.folder('baseline')}/weights.safetensors"
+    done = run(weights, "baseline.epochs=0", "finetune.epochs=0", *NO_ADMM, work=tmp_path)
+    assert trained == []
+    assert same_bits(first.weights("baseline"), done.weights("baseline"))
+    assert same_bits(done.weights("prune"), done.weights())
+    accuracy = done.record.accuracy
+    assert set(accuracy["baseline"].values()) == {first.record.accuracy["baseline"]["last"]}
+    assert accuracy["prune"] == accuracy["finetune"]
+    assert done.record.epochs == {"baseline": 0, "finetune": 0}
+    assert done.record.stages["baseline"] != first.record.stages["baseline"]
+    assert done.record.settings["model.weights"] == "weights.safetensors"  # no path of this machine
+
+
+def test_layers_keep_multiples_of_channels_or_all(run, caplog):
+    record = run(BUDGET, "round_to=8").record
+    assert all(kept % 8 == 0 for kept, _ in record.channels.values())
+    assert abs(record.cost.flops_drop - 50) < 5
+
+
+def test_protected_layers_stay_whole(run):
+    channels = run("ratio=0.3", "protected=['features.1*']").record.channels
+    assert channels
+    assert not any(layer.startswith("features.1") for layer in channels)
+
+
+def test_an_encoder_of_texts_goes_the_same_way(run):
+    done = run(*TEXT, "target_params=0.4")
+    record = done.record
+    assert record.data.metric == "matthews"
+    assert record.cost.params_drop == pytest.approx(40, abs=0.3)
+    assert [of for layer, (_, of) in record.channels.items() if "attention" in layer] == [4, 4]
+    pruned = lpslim.load(done.folder("finetune"))
+    assert sum(p.numel() for p in pruned.parameters()) == record.cost.pruned.params
+    left = run(*TEXT, "target_params=50000").record.cost  # as many as are to be left
+    assert left.pruned.params == pytest.approx(50_000, abs=0.003 * left.dense.params)
+
+
+def test_magnitude_beats_random_channels_at_the_same_widths(run):
+    """Mean over 5 seeds of the test accuracy after one epoch of fine-tuning."""
+    words = ("baseline.epochs=4", "target_flops=0.6")
+    accuracy = {
+        method: [
+            run(*words, f"method={method}", f"seed={seed}").record.accuracy["finetune"]["last"]
+            for seed in range(5)
+        ]
+        for method in ("no_admm", "random")
+    }
+    assert (
+        paired_difference(accuracy["no_admm"], accuracy["random"])[0] > 1
+    )  # percent; here 4.2, from 0.6 to 7.8
