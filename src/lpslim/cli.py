@@ -1,232 +1,218 @@
-"""The command line around Hydra: plain messages, exit code 2 for the user's mistakes."""
+"""Command line around Hydra: one plain line and exit code 2 for a mistake, exit code 1 for a failed run."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
 import sys
-import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-from hydra import compose
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, OverrideParseException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import configure_log
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
 
 from lpslim.base.errors import RunError, UserError
-from lpslim.experiment.config import Config, check
-from lpslim.experiment.records import flat
-from lpslim.experiment.sweep import SweepSummary
+from lpslim.experiment import sweep
+from lpslim.experiment.checks import check
+from lpslim.experiment.config import Config, declared, flat
 
-if TYPE_CHECKING:  # slow to import, and a refused configuration does not need it
-    from lpslim.outlook import Outcome
-
-GROUPS = (
-    "model",
-    "dataset",
-    "regularizer",
-    "criterion",
-    "method",
-    "schedule",
-    "trainer",
-    "experiment",
-    "profile",
-    "debug",
-)
-
-
-CONF = Path("conf")
-SILENT = os.environ.get("RANK", "0") != "0"  # one of several processes, of which the first speaks
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
-NO_CHOICE = "Config group override must be"  # how Hydra's ValueError for model=null begins
-NO_SLURM = 'Could not detect "srun"'  # how submitit's RuntimeError begins
-NO_PLUGIN = re.compile(r"Could not (?:find|load) 'hydra/(launcher|sweeper)/(\w+)_plugin'")  # see _make_room
-EXTRAS = {
-    "submitit_slurm": "slurm",
-    "submitit_local": "slurm",
-}  # where pyproject.toml's extra is not called as the plugin is
-MISTAKES = (UserError, RunError, HydraException, OmegaConfBaseException, YAMLError)
-RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would stand in the record; ${p} may
+RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would be written to the record; ${p} may
+KEYS = [key for key, _, _ in declared(Config())]
+PLUGIN_KEYS = ("regularizer.options.", "regularizer.penalty_options.")
+SET_BY_METHOD = {"regularizer", "regularizer.name", "regularizer.penalty", "criterion", "criterion.name",
+                 "criterion.score_norm", "criterion.layer_budget_from", "retrain", "granularity"}  # fmt: skip
+RENAMED = {  # keys and choices of the last release
+    "selection": "protocol", "structure": "granularity", "criterion.across": "criterion.score_norm",
+    "criterion.widths": "criterion.layer_budget_from", "dataset.store_gb": "dataset.cache_gb",
+    "regularizer=bn_scale": "regularizer=bn_l1", "regularizer.penalty=bn_scale": "regularizer=bn_l1",
+    "regularizer.penalty=none": "regularizer=none", "dataset=grammar": "dataset=toy_text",
+    "trainer.precision=no": "trainer.precision=fp32", "trainer=auto": "trainer=default or trainer=gpu",
+    "hydra/sweeper=optuna": "hydra/sweeper=search",
+}  # fmt: skip
 
 
-def register(conf: Path) -> None:
-    """Make the schema known to Hydra, and the groups below ``conf`` to its help and messages."""
-    global CONF
-    CONF = conf
+def main(words: Sequence[str], conf: Path) -> int:
+    """Do what a command line asks, with the configuration files below ``conf``; return the exit code."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flags in (["--debug"], ["--dry-run"], ["--multirun", "-m"]):
+        parser.add_argument(*flags, action="store_true")
+    parser.add_argument("--config-dir", type=Path)
+    own, rest = parser.parse_known_args(words)
+    more = ["dry_run=true"] if own.dry_run else []
+    more += [f"hydra.searchpath=['file://{own.config_dir.absolute()}']"] if own.config_dir else []
+    first = next((place for place, word in enumerate(rest) if "=" in word and word[0] != "-"), len(rest))
+    rest[first:first] = more  # Hydra wants its overrides in one row
     ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("lpslim.groups", _groups, replace=True)
-    _make_room(conf)
+    try:
+        if any(word.startswith("-") for word in rest):  # Hydra's own, such as --help and --cfg job
+            with explained(rest, conf):
+                _hydra(rest, conf)
+            return 0
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            composed = compose(rest, conf, swept=own.multirun)
+            if not own.multirun:
+                configure_log(composed.hydra.job_logging)
+                _execute(composed, composed.hydra)
+                return 0
+        return _sweep(rest, conf, sweep.new_folder(Path(composed.hydra.sweep.dir)), own.debug)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (UserError, RunError) as problem:
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
+            if own.debug:
+                traceback.print_exception(problem)
+            print(*(f"error: {line}" for line in str(problem).splitlines()), sep="\n", file=sys.stderr)
+        return 2 if isinstance(problem, UserError) else 1
 
 
-def _make_room(conf: Path) -> None:
-    """Let ``hydra/launcher=joblib`` mean our file of that name, and call the plugin's own ``joblib_plugin``.
-
-    Ours says in its defaults that it begins with the plugin's, whose types then hold.
-    """
-    Plugins.instance()  # they make theirs known when they are found
-    for path in [*conf.glob("hydra/launcher/*.yaml"), *conf.glob("hydra/sweeper/*.yaml")]:
-        known = ConfigStore.instance().repo["hydra"][path.parent.name]
-        if path.name in known:
-            known[f"{path.stem}_plugin.yaml"] = known.pop(path.name)
-
-
-def _choices(group: str) -> list[str]:
-    folder = CONF / group
-    files = (p for p in folder.rglob("*.yaml") if not p.name.startswith("_"))  # _base: what others share
-    return sorted(str(p.relative_to(folder).with_suffix("")) for p in files)
-
-
-def _groups() -> str:
-    lines = []
-    for group in GROUPS:
-        rows = {name.split("/")[0] + "/..." if "/" in name else name for name in _choices(group)}
-        text = textwrap.fill(
-            ", ".join(sorted(rows)), 76, initial_indent=f"  {group:<13} ", subsequent_indent=" " * 16
-        )
-        lines.append(text)
-    return "\n".join(lines) + "\n"
-
-
-def checked(composed: DictConfig) -> Config:
-    """Return the typed configuration.
+def compose(words: Sequence[str], conf: Path, swept: bool = False) -> DictConfig:
+    """Return the configuration of a command line, Hydra's node included, without keys that are ``swept``.
 
     Raises:
-        UserError: it cannot work; see :func:`lpslim.experiment.config.check`.
+        UserError: a word is not understood, or renamed.
     """
-    known = dict(flat(OmegaConf.to_container(OmegaConf.structured(Config))))
-    extra = [key for key, _ in flat(OmegaConf.to_container(composed)) if key not in known]
-    if extra:  # "+key=value" passes Hydra
-        raise UserError("\n".join(_unknown(key) for key in extra))
-    if called := [
-        key for key, value in flat(OmegaConf.to_container(composed)) if RESOLVER.search(str(value))
-    ]:
-        raise UserError(
-            "\n".join(f"{key}: a value may not call a resolver (${{name:...}})" for key in called)
-        )
-    config = OmegaConf.to_object(composed)
-    assert isinstance(config, Config)
-    check(config)
+    for word in words:
+        if new := RENAMED.get(word) or RENAMED.get(_key(word)):
+            raise UserError(f"{word}: is now called {new}")
+    with explained(words, conf):
+        parsed = zip(words, OverridesParser.create().parse_overrides(list(words)), strict=True)
+        fixed = [word for word, override in parsed if not (swept and override.is_sweep_override())]
+        return hydra.compose("config", fixed, return_hydra_config=True)
+
+
+def _sweep(words: list[str], conf: Path, folder: Path, debug: bool) -> int:
+    interrupted = False
+    try:
+        _hydra(["-m", *words, f"hydra.sweep.dir='{folder}'"], conf)
+    except KeyboardInterrupt:
+        interrupted = True
+    except Exception as problem:
+        if not sweep.notes(folder):
+            with explained(words, conf):
+                raise
+        print(f"error: the launcher gave up: {type(problem).__name__}: {problem}"[:300], file=sys.stderr)
+    jobs = sweep.notes(folder)
+    if not jobs and not interrupted:
+        raise UserError("the sweep has no job: a pattern such as glob(...) matches nothing")
+    print(*(job["trace"] for job in jobs if debug), sep="", end="", file=sys.stderr)
+    print(*sweep.summary(jobs), sep="\n")
+    return INTERRUPTED if interrupted else next((job["code"] for job in jobs if job["code"]), 0)
+
+
+def _hydra(words: list[str], conf: Path) -> None:
+    sys.argv[1:] = words  # hydra.main takes its words from nowhere else
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it then raises, in place of printing and exiting
+    hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(task)()
+
+
+def task(composed: DictConfig) -> Path | None:
+    """Do one job of a sweep, in whichever process; return the path of its record, None if there is none."""
+    job = HydraConfig.get()
+    with sweep.job(Path(job.sweep.dir), job.job.num, _words(job)):
+        return _execute(composed, job)
+    return None  # the job has failed, which is noted
+
+
+def _execute(composed: DictConfig, job: Any) -> Path | None:
+    config = checked(composed, job)
+    from lpslim.experiment.runner import execute  # imports torch, which a refusal need not wait for
+
+    return execute(config, _experiment_file(config.name, job.overrides.hydra)).record_path
+
+
+def _experiment_file(name: str, words: Sequence[str]) -> Config | None:
+    table, _, row = name.rpartition("/")
+    if row not in GlobalHydra.instance().config_loader().get_group_options(f"experiment/{table}"):
+        return None
+    words = [f"experiment={name}", *(word for word in words if _key(word) == "hydra.searchpath")]
+    config: Any = OmegaConf.to_object(hydra.compose("config", words))
     return config
 
 
-def filed(composed: DictConfig) -> dict[str, Any]:
-    """Return the settings of the experiment file that has this run's name, flat; empty if none has."""
-    name = composed.name
-    if name not in _choices("experiment") or not GlobalHydra.instance().is_initialized():
-        return {}
-    return dict(flat(OmegaConf.to_container(compose("config", [f"experiment={name}"]), resolve=True)))
+def checked(composed: DictConfig, job: Any = None) -> Config:
+    """Return the typed configuration; ``job`` is Hydra's node, which knows the choices of groups and the words.
 
-
-def explain(problem: Exception, arguments: list[str]) -> str:
-    """Return one or a few lines for the user, without Hydra's internals."""
-    text = str(problem)
-    if isinstance(problem, OverrideParseException):
-        return f"{problem.override}: cannot be read as key=value; quote what is special: 'key=\"a b\"'"
-    if isinstance(problem, YAMLError):
-        return "a configuration file is no plain YAML: " + " ".join(text.split())
-    if lacking := NO_PLUGIN.search(text):
-        kind, plugin = lacking.groups()
-        extra = EXTRAS.get(plugin, plugin)
-        return f"hydra/{kind}={plugin}: not installed; python -m pip install -e '.[{extra}]'"
-    if text.startswith(NO_SLURM):
-        return "hydra/launcher=submitit_slurm: no srun here; start the sweep where SLURM's commands are"
-    given = {a.lstrip("+~").split("=")[0]: a for a in arguments if "=" in a}
-    if missing := re.search(r"Could not find '([^']+)'", text):
-        group = next((g for g in GROUPS if missing[1].startswith(g + "/")), None)
-        if group:
-            name = missing[1].removeprefix(group + "/")
-            return f"{group}={name}: no such choice; one of {', '.join(_choices(group))}"
-    if text.startswith(NO_CHOICE):
-        key = next((key for key, word in given.items() if not key or word.endswith(("=", "=null"))), "")
-        return f"{given[key]}: must be " + (f"one of {', '.join(_choices(key))}" if key else "key=value")
-    cause = problem.__cause__ or problem
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        unknown = next((key for key in given if f"'{key}'" in text or key in text), text)
-        return _unknown(unknown)
-    if isinstance(cause, OmegaConfBaseException) and (key := str(cause.full_key).partition("[")[0]) in given:
-        return f"{given[key]}: {str(cause.msg).splitlines()[0]}"
-    return text
-
-
-def _unknown(key: str) -> str:
-    known = [name for name, _ in flat(OmegaConf.to_container(OmegaConf.structured(Config)))]
-    near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "python run.py --help lists the keys"
-    return f"{key}: no such key; {hint}"
-
-
-def report_mistake(problem: Exception) -> None:
-    """Print a mistake of the user's on the error stream, with ``--debug`` its traceback before it."""
-    if SILENT:
-        return
-    if Debug.wanted:
-        traceback.print_exception(problem)
-    for line in explain(problem, sys.argv[1:]).splitlines():
-        print(f"error: {line}", file=sys.stderr)
-
-
-class Debug:
-    """Whether tracebacks are wanted: ``--debug`` on the command line, or HYDRA_FULL_ERROR=1."""
-
-    wanted: ClassVar[bool] = False
-
-
-def guarded(main: Callable[[], object]) -> None:
-    """Run ``main``; a mistake of the user's ends with its message and exit code 2.
-
-    With ``--debug``, or HYDRA_FULL_ERROR=1 in the environment, the traceback is shown as well.
-    ``--dry-run`` is understood as ``dry_run=true``.
+    Raises:
+        UserError: an unknown key, a value that cannot be, or a setting given beside a method's own.
     """
-    if SILENT:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the program ends
-    Debug.wanted = SweepSummary.traces = "--debug" in sys.argv or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    sys.argv = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv if word != "--debug"]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and the message is ours to write
+    choices, words = (job.runtime.choices, _words(job)) if job else ({}, [])
+    with open_dict(composed):
+        composed.pop("hydra", None)
+    values: dict[str, Any] = dict(flat(OmegaConf.to_container(composed)))  # type: ignore[arg-type]
+    unknown = [key for key in values if key not in KEYS and not key.startswith(PLUGIN_KEYS)]
+    resolved = [key for key, value in values.items() if RESOLVER.search(str(value))]
+    beside = [word for word in words if choices.get("method") and _key(word) in SET_BY_METHOD]
+    faults = [_unknown(key, KEYS) for key in unknown]
+    faults += [f"{key}: a value may not call a resolver (${{name:...}})" for key in resolved]
+    faults += [f"{word}: is set by method={choices['method']}, so must not be given" for word in beside]
+    if faults:
+        raise UserError("\n".join(faults))
+    with explained(words):
+        config: Any = OmegaConf.to_object(composed)
+    check(config, choices)
+    return config
+
+
+@contextmanager
+def explained(words: Sequence[str], conf: Path = Path()) -> Iterator[None]:
+    """Turn what Hydra raises in the block into a UserError of one line."""
     try:
-        main()
+        yield
+    except (UserError, RunError):
+        raise
     except Exception as problem:
-        if SweepSummary.running and (code := SweepSummary.running.close(problem)):
-            sys.exit(code)  # the summary has said it
-        if not isinstance(problem, MISTAKES) and not str(problem).startswith((NO_CHOICE, NO_SLURM)):
-            raise
-        report_mistake(problem)
-        sys.exit(code_of(problem))
-    except KeyboardInterrupt:
-        if SweepSummary.running:
-            SweepSummary.running.close(interrupted=True)
-        sys.exit(INTERRUPTED)
+        raise UserError(_explanation(problem, {_key(word): word for word in words}, conf)) from problem
 
 
-def code_of(problem: Exception) -> int:
-    """Return the exit code: 1 where the machine failed or a run diverged, 2 for the user's mistakes."""
-    return 1 if isinstance(problem, RunError) else 2
+def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> str:
+    """Return what was refused, by the words that were typed for keys and groups, and what it may be."""
+    cause = problem.__cause__ or problem
+    if isinstance(problem, OverrideParseException) or "" in typed:
+        return f"{getattr(problem, 'override', typed.get(''))}: cannot be read as key=value; quote what is special: 'key=\"a b\"'"
+    if isinstance(problem, MissingConfigException) and (missing := problem.missing_cfg_file):
+        group = next((key for key in typed if missing.startswith(f"{key}/")), missing.rpartition("/")[0])
+        if missing.removeprefix(f"{group}/") not in typed.get(group, missing):  # a preset of ours
+            return f"{typed[group]}: needs Hydra's plug-in {missing}; see conf/{typed[group].replace('=', '/')}.yaml"
+        return f"{missing.replace(f'{group}/', f'{group}=')}: {_choices(group, conf, problem.options or ())}"
+    if isinstance(problem, ValueError) and (
+        key := next((key for key, word in typed.items() if word.endswith(("=", "=null"))), None)
+    ):
+        return f"{typed[key]}: {_choices(key, conf)}"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown(str(cause.full_key), [*KEYS, *(path.name for path in conf.iterdir())])
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        key = cause.full_key.partition("[")[0]
+        return f"{typed.get(key, key)}: {str(cause.msg).splitlines()[0]}"
+    return " ".join(str(cause).split())
 
 
-def task(composed: DictConfig) -> Outcome | None:
-    """Do one run of the command line; what stops a single run ends the program with its exit code.
+def _choices(group: str, conf: Path, known: Sequence[str] = ()) -> str:
+    files = [str(path.relative_to(conf / group).with_suffix("")) for path in (conf / group).rglob("[!_]*.yaml")]
+    return f"must be one of {', '.join(sorted({*files, *known}))}"
 
-    In a sweep it is raised, in words for the user, so that the other jobs go on and the summary names it.
-    """
-    from lpslim.experiment.runner import (
-        execute,  # slow to import, and a refused configuration does not need it
-    )
 
-    try:
-        return execute(checked(composed), filed(composed))
-    except MISTAKES as problem:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            report_mistake(problem)
-            sys.exit(code_of(problem))
-        if isinstance(problem, UserError | RunError):
-            raise
-        raise UserError(explain(problem, list(HydraConfig.get().overrides.task))) from problem
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+    return f"{key}: no such key; {f'+{key}=... adds it' if key.startswith(PLUGIN_KEYS) else hint}"
+
+
+def _words(job: Any) -> list[str]:
+    return [str(word) for word in OmegaConf.to_container(job.overrides.task)]  # not resolved
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]

@@ -1,78 +1,104 @@
+"""Every file below conf/ composes, passes the checks and says what its name says."""
+
 import pytest
 from omegaconf import OmegaConf
 
-from lpslim.cli import GROUPS, checked
+from lpslim.experiment.config import IGNORED_KEYS, KINDS, Config, declared, flat
 from lpslim.training.schedule import scaled
-from tests.composing import CONF, composed
+from tests.composing import CONF, composed, configured
 
-EXPERIMENTS = sorted(
-    str(p.relative_to(CONF / "experiment").with_suffix("")) for p in CONF.rglob("experiment/*/*.yaml")
-)
-CHOICES = [
-    f"{group}={path.relative_to(CONF / group).with_suffix('')}"
-    for group in GROUPS
-    if group not in ("experiment", "debug")
-    for path in sorted((CONF / group).rglob("[!_]*.yaml"))
-]
+GROUPS = ("model", "dataset", "regularizer", "criterion", "method", "schedule", "trainer", "profile", "debug")
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def names(group):
+    return sorted(
+        str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("[!_]*.yaml")
+    )
+
+
+def partner(choice):
+    """Return the model for texts, or the texts for a model, so that they fit."""
+    group, _, name = choice.partition("=")
+    if group == "dataset" and (name == "toy_text" or "/" in name):
+        return ["model=bert_tiny"]
+    texts = group == "model" and "input: text" in (CONF / group / f"{name}.yaml").read_text()
+    return ["dataset=toy_text"] if texts else []
+
+
+@pytest.mark.parametrize("name", names("experiment"))
 def test_every_experiment_composes_and_knows_its_own_name(name):
-    config = checked(composed(f"experiment={name}"))
+    config = configured(f"experiment={name}")
     assert config.name == name
+    assert config.trainer.precision == ("fp32" if name.startswith("minilm_glue/") else "auto")  # as measured
     header = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert header[0] == "# @package _global_"
     assert f"experiment={name}" in header[1]
     assert header[2].startswith("# Source: ")
 
 
-@pytest.mark.parametrize("choice", [*CHOICES, "debug=tiny", "debug=dry"])
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in names(group)])
 def test_every_choice_of_every_group_composes(choice):
-    checked(composed(choice, *partner(choice)))
+    assert configured(choice, *partner(choice)).seed == 0
 
 
-def partner(choice):
-    """Return the model for texts, or the texts for a model, so that they fit."""
-    group, _, name = choice.partition("=")
-    if group == "dataset" and (name == "grammar" or "/" in name):
-        return ["model=bert_tiny"]
-    texts = group == "model" and "input: text" in (CONF / group / f"{name}.yaml").read_text()
-    return ["dataset=grammar"] if texts else []
+@pytest.mark.parametrize("name", names("method"))
+def test_a_method_has_a_kind_and_only_the_admm_has_its_label_from_the_penalty(name):
+    config = configured(f"method={name}")
+    assert config.kind in KINDS
+    assert (config.label == "") == (config.kind == "ADMM")
+    assert (config.regularizer.name == "admm") == (config.kind in ("ADMM", "unstructured"))
+
+
+@pytest.mark.parametrize("word", ["regularizer=lp", "regularizer.name=admm", "regularizer.penalty=lp",
+                                  "criterion=fpgm", "criterion.name=magnitude", "retrain=scratch_e",
+                                  "criterion.score_norm=raw", "granularity=weights"])  # fmt: skip
+def test_what_a_method_sets_cannot_be_given_beside_it(word):
+    with pytest.raises(Exception, match=f"^{word}: .*method=chip"):
+        configured("method=chip", word)
+    assert configured("method=chip", "regularizer.train.lr=0.1", "criterion.weights=W").label == "CHIP"
 
 
 def test_the_papers_own_command_composes():
-    config = checked(
-        composed(
-            "model=resnet50", "dataset=imagenet", "p=5", "M=1", "rho=1.5e-3", "ratio=0.95", "adjust=0.45"
-        )
-    )
+    words = ["model=resnet50", "dataset=imagenet", "p=5", "M=1", "rho=1.5e-3", "ratio=0.95", "adjust=0.45"]
+    config = configured(*words)
     assert (config.model.name, config.dataset.name) == ("resnet50", "imagenet")
     assert (config.p, config.M, config.rho, config.lamb) == (5, 1, 1.5e-3, 1e-4)
     assert (config.ratio, config.adjust, config.model.floor) == (0.95, 0.45, 0.3)
 
 
 def test_defaults_are_those_of_the_released_code():
-    config = checked(composed("dataset=cifar10"))
+    config = configured("dataset=cifar10")
     sparsify = config.regularizer.train
     assert (sparsify.epochs, sparsify.lr, sparsify.momentum) == (3, 0.01, 0.9)
     assert (sparsify.weight_decay, sparsify.batch_size) == (5e-4, 256)
-    assert config.finetune.label_smoothing == 0.1
-    assert config.finetune.warmup_epochs == 5
+    assert (config.finetune.label_smoothing, config.finetune.warmup_epochs) == (0.1, 5)
 
 
-@pytest.mark.parametrize(("profile", "epochs"), [("paper", 350), ("short", 35), ("smoke", 1)])
-def test_a_profile_scales_every_stage_by_one_factor(profile, epochs):
-    config = checked(composed("dataset=cifar10", f"profile={profile}"))
-    assert scaled(config.finetune, config.epoch_scale).epochs == epochs
+@pytest.mark.parametrize(
+    ("profile", "lengths"), [("paper", (200, 3, 350)), ("short", (20, 3, 35)), ("smoke", (1, 1, 1))]
+)
+def test_a_profile_scales_baseline_and_fine_tune_and_smoke_shortens_the_regulariser(profile, lengths):
+    config = configured("dataset=cifar10", f"profile={profile}")
+    baseline, finetune = (
+        scaled(part, config.epoch_scale).epochs for part in (config.baseline, config.finetune)
+    )
+    assert (baseline, config.regularizer.train.epochs, finetune) == lengths
 
 
 def test_a_schedule_keeps_the_length_that_the_data_set_gives():
-    cosine, step = (
-        checked(composed("dataset=cifar10", f"schedule={s}")).finetune for s in ("cosine", "step")
-    )
+    cosine, step = (configured("dataset=cifar10", f"schedule={name}").finetune for name in ("cosine", "step"))
     assert cosine.epochs == step.epochs == 350
     assert (cosine.schedule, step.schedule) == ("cosine", "step")
 
 
-def test_config_yaml_sets_only_keys_of_the_schema():
+def test_config_yaml_sets_every_key_that_has_no_default():
     assert not OmegaConf.missing_keys(composed())
+
+
+def test_ignored_keys_are_declared_at_their_fields_and_nowhere_else():
+    known = {key for key, _ in flat(OmegaConf.to_container(OmegaConf.structured(Config)))}
+    assert {key for key, _, _ in declared(Config())} == known
+    assert known > IGNORED_KEYS
+    assert {"name", "label", "kind", "protocol", "results_dir", "work_dir", "dry_run", "dataset.root",
+            "dataset.source", "dataset.download", "dataset.workers", "dataset.cache_gb", "trainer.device",
+            "trainer.threads", "trainer.checkpoint_minutes"} == IGNORED_KEYS  # fmt: skip

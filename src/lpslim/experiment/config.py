@@ -1,81 +1,121 @@
-"""Schema of a run's configuration: the typed keys of the command line. Imports no torch."""
+"""Schema of a run's configuration: typed keys, each with its default and its rule. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 from omegaconf import MISSING
 
+from lpslim.base import registry
 from lpslim.training.schedule import RuntimeConfig, TrainConfig
 
-FORMS = ("squared", "norm")
-SCORED_WEIGHTS = ("Z", "W")
-SCORE_NORMS = ("minmax", "uniform", "raw")  # pruning.selection defines them; it imports torch
-GRANULARITIES = ("channels", "weights")
 PROTOCOLS = ("last", "val", "paper")  # epoch whose test accuracy counts: training.evaluation.summarise
-RETRAINING = ("finetune", "scratch_e", "scratch_b")
+
+KINDS = ("ADMM", "rival", "control", "unstructured")
 
 
-def ignored(default: Any) -> Any:
-    """Return a dataclass field that changes no result and so is part of no stage's key."""
-    return field(default=default, metadata={"ignored": True})
+class Rule(NamedTuple):
+    """What a value may be: a test, which null is not put to, and its words for the user."""
+
+    accepts: Callable[[Any], object]
+    allowed: str | Callable[[], str]
+
+
+def one_of(*names: str) -> Rule:
+    """Return the rule for a value that is one of a few names."""
+    return Rule(lambda value: value in names, f"one of {', '.join(names)}")
+
+
+def plugin(package: str, *more: str) -> Rule:
+    """Return the rule for the name of a plug-in of a package (base.registry), or one ``more``."""
+
+    def names() -> list[str]:
+        return [*registry.choices(package), *more]
+
+    return Rule(lambda value: value in names(), lambda: f"one of {', '.join(names())}")
+
+
+def between(least: int, most: int, unit: str) -> Rule:
+    """Return the rule for a number from ``least`` to ``most``, both included."""
+    return Rule(lambda value: least <= value <= most, f"{least} to {most} {unit}")
+
+
+ANY = Rule(lambda _: True, "")
+POSITIVE = Rule(lambda value: 0 < value < inf, "a positive number")
+ZERO_OR_MORE = Rule(lambda value: 0 <= value < inf, "0 or more")
+ONE_OR_MORE = Rule(lambda value: 1 <= value < inf, "1 or more")
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
+SHARE = Rule(lambda value: 0 < value < 1, "a share above 0 and below 1")
+FOLDER = Rule(lambda value: value and "\0" not in value, "a folder")
+ONE_LINE = Rule(str.isprintable, "on one line")
+INPUT = one_of("image", "text")
+KIND = Rule(lambda kind: kind in ("", *KINDS), one_of(*KINDS).allowed)
+NORM = Rule(lambda p: p == 0 or 1 <= p < inf, "1 or more (the penalty is |z|^(1/p)), or 0 for L0")
+CAP = Rule(POSITIVE.accepts, "a positive number, or null for no synaptic inhibition")
+PARAMS = Rule(POSITIVE.accepts, "the share to remove, above 0 and below 1, or how many to leave (67e6)")
+SEED = Rule(lambda seed: 0 <= seed < 2**63, "0 or more, and below 2^63")
+WEIGHTS = Rule(bool, "a file, the name of weights, or null")
+
+
+def key(default: Any, rule: Rule | None = None, *, ignored: bool = False) -> Any:
+    """Return a field with the rule of its values; ``ignored``: it changes no result, and no stage's key."""
+    return field(default=default, metadata={"rule": rule, "ignored": ignored})
 
 
 @dataclass
 class Model:
-    """Network: ``family`` is a plug-in of lpslim.models.families, ``name`` one of the networks it builds.
+    """Network: one of a family's, by its name there.
 
-    ``input``: image or text. ``floor``: share of its channels that every layer keeps, unless it is sensitive.
-    ``weights``: pretrained weights to start from: a file, torchvision's weights of this name, or the name of an
-    encoder in lpslim.models.encoders; null for random ones.
+    ``floor``: share of its channels that a layer keeps which is not sensitive. ``weights``: pretrained ones
+    to start from: a file, torchvision's of this name, or an encoder's name (lpslim.models.encoders).
     """
 
-    family: str = MISSING
+    family: str = key(MISSING, plugin("models.families"))
     name: str = MISSING
-    input: str = "image"
-    floor: float = 0.0
-    weights: str | None = None
+    input: str = key("image", INPUT)
+    floor: float = key(0.0, BELOW_ONE)
+    weights: str | None = key(None, WEIGHTS)
 
 
 @dataclass
 class Dataset:
-    """Data set: ``source`` is a plug-in of lpslim.data.datasets, ``name`` becomes part of the record.
+    """Data set: ``source`` is its plug-in, ``name`` its name in records.
 
-    ``rgb`` repeats grey images in three channels. ``workers`` processes decode the images of a folder, once if
-    the decoded cache takes at most ``cache_gb`` GB of disk, else in every epoch. Texts are cut at ``max_length``
-    tokens of the encoder ``tokenizer`` (a name in lpslim.models.encoders).
+    ``rgb`` repeats grey images in three channels. ``workers`` processes decode the images of a folder: once
+    if the decoded cache takes at most ``cache_gb`` GB of disk, else in every epoch. Texts are cut at
+    ``max_length`` tokens of the encoder ``tokenizer`` (a name in lpslim.models.encoders).
     """
 
     name: str = MISSING
-    source: str = ignored(MISSING)
-    input: str = "image"
-    root: str = ignored("data")
-    download: bool = ignored(False)
-    image_size: int = 32
+    source: str = key(MISSING, plugin("data.datasets"), ignored=True)
+    input: str = key("image", INPUT)
+    root: str = key("data", FOLDER, ignored=True)
+    download: bool = key(False, ignored=True)
+    image_size: int = key(32, between(1, 4096, "pixels"))
     rgb: bool = False
-    val_fraction: float = 0.1
-    crop_padding: int = 0
+    val_fraction: float = key(0.1, SHARE)
+    crop_padding: int = key(0, between(0, 4096, "pixels"))
     flip: bool = False
-    workers: int = ignored(4)  # shape the augmentation of streamed images, which Data.reading tells
-    cache_gb: float = ignored(10.0)  # more would not stay in the memory of a machine with 16 GB
-    max_length: int = 128
+    workers: int = key(4, between(0, 1024, "processes"), ignored=True)  # Data.reading tells what they shape
+    cache_gb: float = key(10.0, ZERO_OR_MORE, ignored=True)  # more leaves the memory of a machine with 16
+    max_length: int = key(128, between(2, 65_536, "tokens"))
     tokenizer: str = ""
 
 
 @dataclass
 class Regularizer:
-    """Sparsify stage: ``name`` is a plug-in of lpslim.training.regularizers, or none.
+    """Sparsify stage: the plug-ins of the regulariser and of its penalty, and the training under them.
 
-    ``penalty`` is a plug-in of lpslim.sparsity.penalties. ``options`` and ``penalty_options`` are what a plug-in
-    takes beyond the paper's knobs, by the names of its parameters.
+    ``options`` and ``penalty_options``: parameters of the two that are none of the paper's knobs.
     """
 
-    name: str = "admm"
-    penalty: str = "lp"
-    form: str = "squared"
-    updates_per_epoch: int = 1
+    name: str = key("admm", plugin("training.regularizers", "none"))
+    penalty: str = key("lp", plugin("sparsity.penalties"))
+    form: str = key("squared", one_of("squared", "norm"))
+    updates_per_epoch: int = key(1, ONE_OR_MORE)
     options: dict[str, Any] = field(default_factory=dict)
     penalty_options: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -83,53 +123,50 @@ class Regularizer:
 
 @dataclass
 class Criterion:
-    """Channel scores: ``name`` is a plug-in of lpslim.pruning.criteria, applied to the ``weights`` Z or W.
+    """Channel scores: the plug-in ``name``, applied to the ``weights`` Z or W.
 
-    ``score_norm`` puts the scores of different layers on one scale. ``layer_budget_from`` is another criterion
-    that sets how many channels a layer keeps; ``name`` then only ranks channels inside a layer.
+    ``score_norm`` puts the scores of different layers on one scale. ``layer_budget_from``: another criterion
+    that sets how many channels a layer keeps; ``name`` then ranks channels inside a layer alone.
     """
 
-    name: str = "magnitude"
-    weights: str = "Z"
-    score_norm: str = "minmax"
-    layer_budget_from: str | None = None
+    name: str = key("magnitude", plugin("pruning.criteria"))
+    weights: str = key("Z", one_of("Z", "W"))
+    score_norm: str = key("minmax", one_of("minmax", "uniform", "raw"))
+    layer_budget_from: str | None = key(None, plugin("pruning.criteria"))
 
 
 @dataclass
 class Scratch:
-    """Training from scratch at the pruned widths (retrain=scratch_e, scratch_b).
+    """Training from scratch at the pruned widths (retrain=scratch_e, scratch_b)."""
 
-    ``epochs``: length; null for the epochs of ``baseline``.
-    """
-
-    epochs: int | None = None
+    epochs: int | None = key(None, ONE_OR_MORE)  # null: those of the baseline
 
 
 @dataclass
 class Config:
     """One run. The paper's knobs are at the top level; conf/config.yaml explains them."""
 
-    name: str = ignored("adhoc")
-    label: str = ignored("")
-    kind: str = ignored("")
-    p: float = 5.0
-    M: float | None = 1.0
-    rho: float = 1.5e-3
-    lamb: float = 1e-4
-    ratio: float = 0.5
-    adjust: float = 0.45
-    target_flops: float | None = None
-    target_params: float | None = None
-    granularity: str = "channels"
-    round_to: int = 1
+    name: str = key("adhoc", ignored=True)
+    label: str = key("", ONE_LINE, ignored=True)
+    kind: str = key("", KIND, ignored=True)
+    p: float = key(5.0, NORM)
+    M: float | None = key(1.0, CAP)
+    rho: float = key(1.5e-3, POSITIVE)
+    lamb: float = key(1e-4, POSITIVE)
+    ratio: float = key(0.5, BELOW_ONE)
+    adjust: float = key(0.45, BELOW_ONE)
+    target_flops: float | None = key(None, SHARE)
+    target_params: float | None = key(None, PARAMS)
+    granularity: str = key("channels", one_of("channels", "weights"))
+    round_to: int = key(1, ONE_OR_MORE)
     protected: list[str] = field(default_factory=list)
-    retrain: str = "finetune"
-    seed: int = 0
-    protocol: str = ignored("last")
-    epoch_scale: float = 1.0
-    results_dir: str = ignored("results")
-    work_dir: str = ignored("outputs")
-    dry_run: bool = ignored(False)
+    retrain: str = key("finetune", one_of("finetune", "scratch_e", "scratch_b"))
+    seed: int = key(0, SEED)
+    protocol: str = key("last", one_of(*PROTOCOLS), ignored=True)
+    epoch_scale: float = key(1.0, POSITIVE)
+    results_dir: str = key("results", FOLDER, ignored=True)
+    work_dir: str = key("outputs", FOLDER, ignored=True)
+    dry_run: bool = key(False, ignored=True)
     model: Model = field(default_factory=Model)
     dataset: Dataset = field(default_factory=Dataset)
     regularizer: Regularizer = field(default_factory=Regularizer)
@@ -142,19 +179,21 @@ class Config:
 
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of a nested mapping; an empty mapping inside it is a value."""
-    for key, value in mapping.items():
+    for name, value in mapping.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{name}", value
 
 
-def _ignored_keys(config: Any, prefix: str = "") -> Iterator[str]:
+def declared(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yield (dotted key, value, metadata of its field) of a configuration or a part of one."""
     for entry in fields(config):
-        if entry.metadata.get("ignored"):
-            yield prefix + entry.name
-        elif is_dataclass(value := getattr(config, entry.name)):
-            yield from _ignored_keys(value, f"{prefix}{entry.name}.")
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            yield from declared(value, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", value, entry.metadata
 
 
-IGNORED_KEYS = frozenset(_ignored_keys(Config()))
+IGNORED_KEYS = frozenset(name for name, _, metadata in declared(Config()) if metadata.get("ignored"))
