@@ -11,51 +11,35 @@ from tests.data.making import settings
 
 
 def load(tmp_path, **changes):
-    return digits.load(settings(tmp_path, "digits", **{"image_size": 8, **changes}), tmp_path)
+    data = digits.load(settings(tmp_path, "digits", **{"image_size": 8, **changes}), tmp_path)
+    return data, (data.train, data.val, data.test)
 
 
-def parts(data):
-    return data.train, data.val, data.test
-
-
-def test_sizes_shapes_and_classes(tmp_path):
-    data = load(tmp_path)
-    assert (data.name, data.num_classes, data.shape) == ("digits", 10, (1, 8, 8))
-    assert [len(part) for part in parts(data)] == [1293, 144, 360]
-    for part in parts(data):
-        assert part.images.shape == (len(part), 8, 8, 1)
-        assert (part.images.dtype, part.labels.dtype) == (torch.uint8, torch.int64)
-    assert all(35 <= count <= 37 for count in data.test.labels.bincount().tolist())  # a fifth of each digit
-    assert list(tmp_path.iterdir()) == []  # nothing is stored
-
-
-def test_all_are_there_once_with_their_labels(tmp_path):
+def test_all_digits_are_there_once_with_their_labels(tmp_path):
     def table(images, labels):
         rows = zip(images.reshape(len(labels), -1), labels.tolist(), strict=True)
         return Counter((row.tobytes(), label) for row, label in rows)
 
+    data, parts = load(tmp_path)
+    assert (data.name, data.num_classes, data.shape) == ("digits", 10, (1, 8, 8))
+    assert [len(part) for part in parts] == [1293, 144, 360]
+    assert all(35 <= count <= 37 for count in data.test.labels.bincount().tolist())  # a fifth of each digit
     pixels, labels = load_digits(return_X_y=True)
-    loaded = sum(
-        (table(part.images.numpy(), part.labels.numpy()) for part in parts(load(tmp_path))), Counter()
-    )
+    loaded = sum((table(part.images.numpy(), part.labels.numpy()) for part in parts), Counter())
     assert loaded == table(np.round(pixels * 255 / 16).astype(np.uint8), labels)
 
 
 def test_they_are_the_same_every_time(tmp_path):
-    np.random.seed(1)
-    torch.manual_seed(1)
-    one, other = load(tmp_path), load(tmp_path)
+    (one, parts), (other, again) = load(tmp_path), load(tmp_path)
     assert one.fingerprint == other.fingerprint
-    for a, b in zip(parts(one), parts(other), strict=True):
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.labels, b.labels)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(parts, again, strict=True))
 
 
 def test_enlarged_and_in_three_channels(tmp_path):
-    plain, large = load(tmp_path), load(tmp_path, image_size=24, rgb=True)
+    (plain, parts), (large, enlarged) = load(tmp_path), load(tmp_path, image_size=24, rgb=True)
     assert large.shape == (3, 24, 24)
     assert large.fingerprint != plain.fingerprint
-    for small, big in zip(parts(plain), parts(large), strict=True):
+    for small, big in zip(parts, enlarged, strict=True):
         expected = small.images.repeat_interleave(3, 1).repeat_interleave(3, 2).expand(-1, -1, -1, 3)
         assert torch.equal(big.images, expected)
         assert torch.equal(big.labels, small.labels)

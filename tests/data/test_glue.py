@@ -8,7 +8,7 @@ from tests.data.making import refusal, settings
 LINES = {  # a first line of each task's train.tsv, its texts and its label
     "cola": ("gj04\t1\t\tthe cat sleeps .\n", ("the cat sleeps .",), 1),
     "sst2": ("sentence\tlabel\nan old cat \t0\n", ("an old cat ",), 0),
-    "mrpc": ('\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tsaid "a" .\t"b\n', ('said "a" .', '"b'), 1),
+    "mrpc": ('\ufeffQuality\t#1 String\t#2 String\n1\tsaid "a" .\t"b\n', ('said "a" .', '"b'), 1),
     "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\ta?\tb?\t1\n", ("a?", "b?"), 1),
     "stsb": ("index\tsentence1\tsentence2\tscore\n0\ta\tb\t3.800\n", ("a", "b"), 3.8),
     "mnli": ("i\tsentence1\tsentence2\tlabel1\tgold_label\n0\ta\tb\tneutral\tcontradiction\n", ("a", "b"), 2),

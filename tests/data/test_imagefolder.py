@@ -52,17 +52,6 @@ def test_splits_classes_and_pixels_in_imagenets_units(root):
     ]
 
 
-def test_an_epoch_follows_from_its_seed_and_shows_each_image_once(root):
-    def epoch(seed):
-        torch.manual_seed(1)
-        return torch.cat([images.mean((2, 3)) for images, _ in load(root).train.train_batches(4, seed)])
-
-    one, again, other = epoch(3), epoch(3), epoch(4)
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-    assert len(one.round(decimals=3).unique(dim=0)) == 16
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_process_reads_as_a_plain_loader_does(tmp_path, monkeypatch, workers):
     split, made = noisy(tmp_path, workers), []

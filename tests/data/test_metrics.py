@@ -31,6 +31,7 @@ def test_f1_is_the_harmonic_mean_of_precision_and_recall(rows):
     assert f1(*columns(rows)) == pytest.approx(200 * tp / (2 * tp + fp + fn) if tp else 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @given(pairs)
 def test_matthews_is_the_correlation_of_two_binary_columns(rows):
     tp, fp, fn, tn = confusion(*columns(rows))

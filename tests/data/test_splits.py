@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lpslim.data.datasets.imagefolder import MEAN, STD, StreamedSplit
 from lpslim.data.decoded import ImageCache
 from lpslim.data.images import TensorSplit
-from lpslim.data.splits import Data, Share, hold_out
+from lpslim.data.splits import Share, hold_out
 from lpslim.data.tokens import pack
 from tests.data.making import noise, refusal, write_image
 
@@ -110,12 +110,3 @@ def test_streamed_images_are_shared_out_as_well(tmp_path, gigabytes, workers):
         drawn = [i for batch in whole for i in batch]
         assert len(drawn) == len(set(drawn)) == 18  # the last, short batch is left out
     assert len(list(tmp_path.glob("cache/*.safetensors"))) == gigabytes
-
-
-def test_data_move_with_all_their_splits():
-    data = Data("x", "made", "0", 10, (1, 4, 4), images(3), images(2), images(1))
-    moved = data.to(torch.device("meta"))
-    assert {moved.train.images.device.type, moved.val.labels.device.type, moved.test.mean.device.type} == {
-        "meta"
-    }
-    assert (moved.name, len(moved.train), data.train.images.device.type) == ("x", 3, "cpu")

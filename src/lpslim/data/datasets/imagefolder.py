@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -93,9 +94,10 @@ class StreamedSplit:
             for images, labels in loader:
                 images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
                 yield images, labels.to(self.device, non_blocking=True)
-        except UserError as problem:  # raised by a worker, its text ends in the message, after a traceback
-            message = str(problem).strip().rpartition("UserError: ")[2]
-            raise UserError(message) from None
+        except UserError as problem:
+            clear_frames(problem.__traceback__)  # they hold the workers, who would live on with the traceback
+            # a worker's error has its whole traceback for a message
+            raise UserError(str(problem).strip().rpartition("UserError: ")[2]) from None
 
 
 def _seed_worker(others: int, _: int) -> None:
