@@ -1,10 +1,8 @@
 """Budgets: the amount to remove, and the units of a network that can go to meet it."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -15,23 +13,17 @@ from lpslim.pruning.cost import CostModel, layer_costs, parameters
 from lpslim.pruning.selection import Kept, Target
 from lpslim.pruning.units import Units
 
-log = logging.getLogger(__name__)
-
 COUNT_TOLERANCE = 300_000  # parameters, where the target is a number of them, in millions
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The amount to remove: a share of the multiply-adds, of the parameters, or of the units (``ratio``).
-
-    A target wins over the ratio. ``target_params`` from 1 on is the number of parameters to be left. Layers
-    keep a multiple of ``round_to`` channels, or all.
-    """
+    """The amount to remove: a share of the multiply-adds, of the parameters, or else of the units."""
 
     ratio: float = 0.5
     target_flops: float | None = None
-    target_params: float | None = None
-    round_to: int = 1
+    target_params: float | None = None  # from 1 on: the number of parameters to be left
+    round_to: int = 1  # layers keep a multiple of so many channels, or all
 
 
 @dataclass(frozen=True)
@@ -42,12 +34,8 @@ class Candidates:
     cost: CostModel
     least: Sequence[int]
 
-    def without(self, protected: Sequence[str]) -> Candidates:
-        """Return the candidates in the layers that ``protected`` does not name (:func:`matches`).
-
-        Raises:
-            UserError: an entry names no layer, or all are protected.
-        """
+    def without(self, protected: Sequence[str]) -> Self:
+        """Return those in other layers; UserError if an entry names none of them, or all are protected."""
         names = [unit.layer for unit in self.units]
         if idle := [entry for entry in protected if not any(matches(name, [entry]) for name in names)]:
             raise UserError(f"protected={idle[0]}: matches none of the prunable layers, {', '.join(names)}")
@@ -56,7 +44,7 @@ class Candidates:
             raise UserError(f"protected={list(protected)}: leaves no layer to prune")
         units = [self.units[i] for i in free]
         cost = CostModel(self.cost.layers, units, self.cost.dense.params)
-        return Candidates(units, cost, [self.least[i] for i in free])
+        return type(self)(units, cost, [self.least[i] for i in free])
 
     def check(self, budget: Budget) -> None:
         """Refuse a target (UserError) that lies beyond reach."""
@@ -67,24 +55,18 @@ class Candidates:
         """Return the units that stay; ``scores`` are on one scale. UserError if the target cannot be met."""
         if not (target := self._target(budget)):
             return selection.by_ratio(self.units, scores, self.least, budget.ratio, budget.round_to)
-        kept = selection.by_target(self.units, scores, self.least, target, budget.round_to)
-        widths = [len(kept[unit.layer]) for unit in self.units]
-        if not target.met(widths):
-            nearest = target.shown(target.drop(widths))
-            log.warning("%s: the nearest with round_to=%d is %s", target.setting, budget.round_to, nearest)
-        return kept
+        return selection.by_target(self.units, scores, self.least, target, budget.round_to)
 
     def _target(self, budget: Budget) -> Target | None:
-        dense = self.cost.dense.params
-        if (share := budget.target_flops) is not None:
-            return Target(f"target_flops={share:g}", share, self.cost.flops_drop)
-        if (value := budget.target_params) is None:
+        flops, params = budget.target_flops, budget.target_params
+        if flops is not None:
+            return Target(f"target_flops={flops:g}", flops, self.cost.flops_drop)
+        if params is None:
             return None
-        setting, share = f"target_params={value:g}", removed_share(value, dense)
-        if value < 1:
-            return Target(setting, share, self.cost.params_drop)
-        near = min(selection.TOLERANCE, COUNT_TOLERANCE / dense)
-        return Target(setting, share, self.cost.params_drop, near, dense)
+        dense = self.cost.dense.params
+        target = Target(f"target_params={params:g}", removed_share(params, dense), self.cost.params_drop)
+        near = min(target.tolerance, COUNT_TOLERANCE / dense)
+        return target if params < 1 else replace(target, tolerance=near, dense=dense)
 
 
 def candidates(

@@ -4,8 +4,7 @@ Batch-norm, activations, pooling, biases and additions count nothing in the mult
 tables). Every parameter of the network counts in the parameters.
 """
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,10 +15,9 @@ from lpslim.base.errors import UserError
 from lpslim.pruning.feature_maps import watched
 from lpslim.pruning.units import Units
 
-# Convolutions, linear layers, and all with parameters per channel, which go with the channel
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-COUNTED = (nn.Conv2d, nn.Linear, *BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.PReLU)
+# Layers whose parameters go with the channels
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm)
+COUNTED = (nn.Conv2d, nn.Linear, *NORMS, nn.PReLU)
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,10 @@ class LayerCost:
 
 @torch.no_grad()
 def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
-    """Return every convolution, linear layer and norm, measured on one forward pass.
+    """Return every convolution, linear layer and norm, measured on one forward pass of an example.
 
-    A layer that is called several times is one entry, at the positions of all calls together.
-    example: one input of the network, on its device.
-
-    Raises:
-        UserError: a convolution or linear layer is not called as such, so that its cost is unknown.
+    A layer that is called several times is one entry, at the positions of all calls together. UserError if a
+    convolution or linear layer is not called as such, so that its cost is unknown.
     """
     modules = {name: module for name, module in model.named_modules() if isinstance(module, COUNTED)}
     costs: dict[str, LayerCost] = {}
@@ -73,13 +68,11 @@ def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
 
 
 def _describe(name: str, module: nn.Module, out: Tensor) -> LayerCost:
-    if isinstance(module, nn.Conv2d):
-        positions, area = out.shape[-2] * out.shape[-1], module.kernel_size[0] * module.kernel_size[1]
-        fan_in, biases = module.in_channels // module.groups, int(module.bias is not None)
-        return LayerCost(name, positions, area, fan_in, module.out_channels, biases)
-    if isinstance(module, nn.Linear):
-        positions, biases = out[0, ..., 0].numel(), int(module.bias is not None)
-        return LayerCost(name, positions, 1, module.in_features, module.out_features, biases)
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        channels, fan_in, *kernel = module.weight.shape
+        positions = out[0, 0].numel() if kernel else out[0, ..., 0].numel()
+        biases = int(module.bias is not None)
+        return LayerCost(name, positions, math.prod(kernel), fan_in, channels, biases)
     shared = isinstance(module, nn.PReLU) and module.num_parameters == 1  # one slope for all channels
     vectors = [] if shared else list(module.parameters(recurse=False))
     return LayerCost(name, 0, 0, 0, vectors[0].numel() if vectors else 0, len(vectors))

@@ -1,7 +1,5 @@
 """Outputs of layers while a network runs, and means over the feature maps among them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -46,12 +44,8 @@ def mean_over_images(
     """Return the mean over all images of a measure of each channel's map, float64 (channels,) for each layer.
 
     A layer's maps are its output after the batch-norm that follows it (if one does) and a ReLU, whatever
-    activation the network itself has. They are measured as they come, so that none is kept.
-
-    batches: images (B, C, H, W) with labels, which are not used. measure: maps (B, c, H, W) -> (B, c).
-
-    Raises:
-        UserError: there are no images.
+    activation the network itself has. batches: images (B, C, H, W) with labels, which are not used; UserError
+    if there are none. measure: maps (B, c, H, W) -> (B, c).
     """
     sources = [norm_name(model, unit) or unit.layer for unit in units]
     totals = {source: torch.zeros((), dtype=torch.float64) for source in sources}

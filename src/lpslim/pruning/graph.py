@@ -1,7 +1,5 @@
 """Removal of units along Torch-Pruning's dependency graph; the only file that knows Torch-Pruning."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +18,7 @@ from lpslim.pruning.units import Prunable, Units
 logging.getLogger("torch_pruning").setLevel(logging.ERROR)
 
 # Operations that join the channels of several layers, by Torch-Pruning's names
-MIXING = ("_ConcatOp", "_SplitOp")
-ADDING = ("AddBackward0", "SubBackward0")
+JOINING = ("_ConcatOp", "_SplitOp", "AddBackward0", "SubBackward0")
 # Its errors over a network that it does not understand; RuntimeError is the network's own
 UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -33,8 +30,8 @@ def find_units(model: nn.Module, example: Tensor, prunables: Sequence[Prunable])
     each group, so that the groups stay alike. example: one input, on the model's device.
 
     Raises:
-        UserError: a layer is unknown, two prunable layers share their channels, its channels are grouped in
-            more than one way, or it touches layers that have one weight.
+        UserError: a layer is unknown, shares its channels with another, is grouped in more than one way, or
+            touches layers that have one weight.
     """
     return _find(_graph(model, example), model, prunables)
 
@@ -42,12 +39,10 @@ def find_units(model: nn.Module, example: Tensor, prunables: Sequence[Prunable])
 def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -> list[Units]:
     """Return the units of every layer that can lose channels without a residual stream losing any.
 
-    These are the convolutions and linear layers whose outputs are consumed, are neither added to nor
-    concatenated with others, and are not the network's own outputs. A product with a gate, as in
-    squeeze-and-excitation, is no obstacle: the gate loses the channel too. Nor is a layer that is called
-    several times; but one whose weight another layer has as well, and what feeds it, keep their width.
-
-    example: one input, on the model's device. protected: layers, modules with all in them, or globs.
+    These are the convolutions and linear layers whose outputs are consumed, and neither added to nor
+    concatenated with others. A product with a gate, as in squeeze-and-excitation, is no obstacle: the gate
+    loses the channel too. A layer whose weight another one has as well, and what feeds it, keep their width.
+    protected: layers, modules with all in them, or globs.
 
     Raises:
         UserError: a protected name is not in the network, or the network cannot be traced.
@@ -60,30 +55,25 @@ def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -
     found: list[Units] = []
     owned: set[str] = set()
     for name, module in modules.items():
-        if not isinstance(module, nn.Conv2d | nn.Linear) or name in owned:
+        if name in owned or not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         try:
-            parts = _group(graph, modules, name)
-            units = _described(graph, modules, Prunable(name), parts)
-        except UserError:  # the trace does not see it, as in nn.MultiheadAttention, or groups disagree
+            units, alone = _described(graph, modules, Prunable(name))
+        except UserError:  # the trace does not see it, or it is grouped in several ways
             continue
-        if not _stands_alone(graph, parts):
-            continue
-        touched = (name, *units.producers)
-        owned.update(touched)
-        bound = any(matches(layer, protected) for layer in touched)
-        if units.consumers and not bound and not tied.keys() & {*touched, *units.consumers}:
-            found.append(units)
+        if alone:
+            touched = {name, *units.producers}
+            owned |= touched
+            bound = any(matches(layer, protected) for layer in touched)
+            if units.consumers and not bound and not tied.keys() & {*touched, *units.consumers}:
+                found.append(units)
     return found
 
 
 def prune(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) -> None:
-    """Remove, in place, the units that are not in ``kept`` (layer name -> original indices).
+    """Remove, in place, the units that are not in ``kept`` (layer name -> sorted original indices).
 
-    example: one input, on the model's device. Nothing is removed when it raises.
-
-    Raises:
-        UserError: as :func:`find_units`, or indices that are not a sorted, non-empty choice of units.
+    Nothing is removed when it raises: a UserError as :func:`find_units`, or over indices that are no choice.
     """
     graph, modules = _graph(model, example), dict(model.named_modules())
     found = _find(graph, model, [Prunable(name) for name in kept])
@@ -92,58 +82,47 @@ def prune(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) 
     with _all_trainable(model):  # what replaces a frozen parameter is frozen again
         for units in found:
             gone = sorted(set(range(units.size)) - set(kept[units.layer]))
-            channels = [group * units.size + unit for group in range(units.groups) for unit in gone]
-            if channels:
+            if gone:
+                channels = [group * units.size + unit for group in range(units.groups) for unit in gone]
                 _group(graph, modules, units.layer, channels).prune()
 
 
 def _find(graph: Any, model: nn.Module, prunables: Sequence[Prunable]) -> list[Units]:
     modules, tied = dict(model.named_modules()), _tied(model)
-    found: list[Units] = []
+    found = [_described(graph, modules, prunable)[0] for prunable in prunables]
     owner: dict[str, str] = {}
-    for prunable in prunables:
-        units = _described(graph, modules, prunable, _group(graph, modules, prunable.layer))
+    for units in found:
         for name in units.producers:
             if owner.setdefault(name, units.layer) != units.layer:
                 raise UserError(f"layers {owner[name]!r} and {units.layer!r} share their channels")
-        if bound := next((tied[n] for n in (*units.producers, *units.consumers) if n in tied), None):
-            names = " and ".join(map(repr, bound))
-            raise UserError(f"layer {units.layer!r}: {names} have one weight: its channels stay")
-        found.append(units)
+        for name in (*units.producers, *units.consumers):
+            if name in tied:
+                names = " and ".join(map(repr, tied[name]))
+                raise UserError(f"layer {units.layer!r}: {names} have one weight: its channels stay")
     return found
 
 
-def _described(graph: Any, modules: Mapping[str, nn.Module], prunable: Prunable, parts: Any) -> Units:
-    names = {module: name for name, module in modules.items()}
+def _described(graph: Any, modules: Mapping[str, nn.Module], prunable: Prunable) -> tuple[Units, bool]:
+    """Return a layer's units, and whether no other layer's channels are joined with them."""
+    parts = _group(graph, modules, prunable.layer)
+    names, channels = {module: name for name, module in modules.items()}, list(parts[0][1])
     producers: list[str] = []
     consumers: list[str] = []
-    groupings = {1}
-    for part, _ in parts:
-        module = part.target.module
+    groupings, alone = {1}, True
+    for part, indices in parts:
+        module, produces = part.target.module, graph.is_out_channel_pruning_fn(part.handler)
+        operations = type(module).__name__, part.target.name.rpartition("(")[2].rstrip(")")
+        alone = alone and not {*operations} & {*JOINING} and (not produces or list(indices) == channels)
         if module not in names:
             continue  # a functional operation: an activation, a reshape
+        (producers if produces else consumers).append(names[module])
         if isinstance(module, nn.Conv2d) and not module.groups == module.in_channels == module.out_channels:
             groupings.add(module.groups)  # depthwise ones follow any other grouping
-        (producers if graph.is_out_channel_pruning_fn(part.handler) else consumers).append(names[module])
     if len(groupings) > 2:
         several = sorted(groupings)[1:]
         raise UserError(f"layer {prunable.layer!r}: its channels are grouped in several ways, {several}")
-    groups, channels = max(groupings), len(parts[0][1])
-    return Units(
-        prunable.layer, channels // groups, prunable.sensitive, tuple(producers), tuple(consumers), groups
-    )
-
-
-def _stands_alone(graph: Any, parts: Any) -> bool:
-    """Return whether the layer's channels, and no others, are what every part of its group deals with."""
-    channels = list(parts[0][1])
-    for part, indices in parts:
-        operation = part.target.name.rpartition("(")[2].rstrip(")")
-        if type(part.target.module).__name__ in MIXING or operation in ADDING:
-            return False
-        if graph.is_out_channel_pruning_fn(part.handler) and list(indices) != channels:
-            return False
-    return True
+    size, groups = len(channels) // max(groupings), max(groupings)
+    return Units(prunable.layer, size, prunable.sensitive, tuple(producers), tuple(consumers), groups), alone
 
 
 def _tied(model: nn.Module) -> dict[str, list[str]]:
@@ -175,18 +154,12 @@ def _graph(model: nn.Module, example: Tensor) -> Any:
         try:
             return tp.DependencyGraph().build_dependency(model, example_inputs=example)
         except UNTRACEABLE as problem:
-            raise UserError(
-                f"{type(model).__name__}: Torch-Pruning cannot follow its channels "
-                f"({type(problem).__name__}: {problem})"
-            ) from problem
+            name, reason = type(model).__name__, f"{type(problem).__name__}: {problem}"
+            raise UserError(f"{name}: Torch-Pruning cannot follow its channels ({reason})") from problem
 
 
 def _group(graph: Any, modules: Mapping[str, nn.Module], name: str, channels: list[int] | None = None) -> Any:
-    """Return the parts that go with channels of a layer (all by default), as (part, its indices).
-
-    Raises:
-        UserError: the network has no such layer, or the trace does not see it.
-    """
+    """Return all that goes with channels of a layer (by default all of them), as (part, its indices)."""
     layer = modules.get(name)
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise UserError(f"layer {name!r}: the network has no convolution or linear layer of this name")

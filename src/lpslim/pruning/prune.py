@@ -1,9 +1,7 @@
 """Pruning of a network of one's own from Python, without any configuration."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,8 +12,6 @@ from lpslim.pruning.budget import Budget, candidates
 from lpslim.pruning.cost import Cost
 from lpslim.pruning.selection import SCORE_NORMS, Kept
 from lpslim.pruning.units import Units
-
-COUNTED = {"target_flops": "multiply-adds", "target_params": "parameters", "ratio": "units"}  # by the budgets
 
 
 @dataclass(frozen=True)
@@ -28,30 +24,17 @@ class Pruned:
     dense: Cost
     pruned: Cost
     input_shape: tuple[int, int, int]  # channels, height, width
-    budget: tuple[str, float]  # key and value
-
-    @property
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Multiply-adds, parameters and units, before and after, by the budget that counts them."""
-        return {
-            "target_flops": (self.dense.macs, self.pruned.macs),
-            "target_params": (self.dense.params, self.pruned.params),
-            "ratio": (sum(unit.size for unit in self.units), sum(map(len, self.kept.values()))),
-        }
-
-    @property
-    def reached(self) -> float:
-        """The share that is gone of what the budget counts."""
-        before, after = self.counts[self.budget[0]]
-        return 1 - after / before
+    budget: str  # such as "target_flops=0.5"
+    reached: float  # the share that is gone of what the budget counts
 
     def __str__(self) -> str:
-        lines = [
-            f"{COUNTED[key]}: {before:,} -> {after:,} (-{100 * (1 - after / before):.2f} %)"
-            for key, (before, after) in self.counts.items()
-        ]
-        key, value = self.budget
-        return "\n".join([*lines, f"{key}={value:g}: reached {self.reached:.4f}"])
+        rows = {
+            "units": (sum(unit.size for unit in self.units), sum(map(len, self.kept.values()))),
+            "multiply-adds": (self.dense.macs, self.pruned.macs),
+            "parameters": (self.dense.params, self.pruned.params),
+        }
+        lines = [f"{name}: {a:,} -> {b:,} (-{100 * (1 - b / a):.2f} %)" for name, (a, b) in rows.items()]
+        return "\n".join([*lines, f"{self.budget}: reached {self.reached:.4f}"])
 
 
 def prune(
@@ -63,7 +46,7 @@ def prune(
     ratio: float | None = None,
     criterion: str = "magnitude",
     score_norm: str = "minmax",
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    batches: criteria.Batches = (),
     floor: float = 0.1,
     protected: Sequence[str] = (),
     round_to: int = 1,
@@ -75,13 +58,11 @@ def prune(
         example: (1, C, H, W), on the model's device.
         target_flops, target_params, ratio: one of them, above 0 and below 1: the share of multiply-adds or of
             parameters to remove, or of the units below the threshold.
-        criterion: a module of :mod:`lpslim.pruning.criteria`.
-        score_norm: a key of :data:`lpslim.pruning.selection.SCORE_NORMS`.
+        criterion, score_norm: a module of ``pruning.criteria`` and a key of ``selection.SCORE_NORMS``.
         batches: (inputs, labels) on the model's device, for criteria that run the network.
         floor: the share of its units that every layer keeps.
         protected: layers, modules with all that is in them, or globs, that keep every unit.
-        round_to: layers keep a multiple of so many channels, or all; a target within reach is then met as
-            nearly as such widths allow (:attr:`Pruned.reached`).
+        round_to: layers keep a multiple of so many channels, or all; targets are then met only nearly.
 
     Raises:
         UserError: not exactly one budget, an unknown name, nothing to prune, or a target out of reach.
@@ -106,7 +87,8 @@ def prune(
     scores = criteria.score(criterion, smaller, units, batches)
     kept = dense.select([SCORE_NORMS[score_norm](s) for s in scores], budget)
     graph.prune(smaller, example, kept)
-    left = dense.cost([len(kept[unit.layer]) for unit in units])
-    _, channels, height, width = example.shape
-    shape = (channels, height, width)
-    return Pruned(smaller, tuple(units), kept, dense.cost.dense, left, shape, (key, value))
+    widths, cost = [len(kept[unit.layer]) for unit in units], dense.cost
+    drops = {"target_flops": cost.flops_drop, "target_params": cost.params_drop}
+    reached = drops[key](widths) if key in drops else 1 - sum(widths) / sum(unit.size for unit in units)
+    shape = (example.shape[1], example.shape[2], example.shape[3])
+    return Pruned(smaller, tuple(units), kept, cost.dense, cost(widths), shape, f"{key}={value:g}", reached)

@@ -5,8 +5,6 @@ All units of all layers are ranked together; the lowest go first, except where a
 units that each layer keeps.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -43,7 +41,7 @@ SCORE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {"minmax": minmax, "uniform
 
 @dataclass(frozen=True)
 class Target:
-    """A share of the dense cost to remove, and its setting, key and value as typed, for messages."""
+    """A share of the dense cost to remove, and its setting (key and value as typed) for messages."""
 
     setting: str
     share: float
@@ -79,55 +77,35 @@ def strongest(units: Sequence[Units], scores: Sequence[Tensor], widths: Sequence
     return {unit.layer: order.sort().values.tolist() for unit, order in zip(units, orders, strict=True)}
 
 
-class Ranking:
-    """All units of all layers, from the lowest score to the highest (ties: first layer, first unit first).
-
-    scores: per layer, a tensor (units,). least: per layer, the units that stay whatever their score.
-    round_to: the channels that a layer keeps are a multiple of this, rounded up, or all.
-    """
-
-    def __init__(
-        self, units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], round_to: int = 1
-    ) -> None:
-        self.units, self.least, self.round_to = units, least, round_to
-        layers = torch.cat([torch.full((len(s),), i) for i, s in enumerate(scores)])
-        order = torch.cat([s.double().cpu() for s in scores]).argsort(stable=True)
-        self.layers: list[int] = layers[order].tolist()  # the layer of each unit, lowest score first
-
-    def widths(self, removed: int) -> list[int]:
-        """Return the widths once the ``removed`` lowest units are gone, floors and rounding observed."""
-        gone = Counter(self.layers[:removed])
-        left = [unit.size - gone[i] for i, unit in enumerate(self.units)]
-        return fewest(self.units, list(map(max, left, self.least)), self.round_to)
-
-
 def by_ratio(
     units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], ratio: float, round_to: int = 1
 ) -> Kept:
     """Remove the units below the ``ratio`` quantile of all scores, as far as floors and rounding allow."""
-    ranking = Ranking(units, scores, least, round_to)
-    return strongest(units, scores, ranking.widths(int(ratio * len(ranking.layers))))
+    order = _order(scores)
+    widths = _widths(units, order[: int(ratio * len(order))], least, round_to)
+    return strongest(units, scores, widths)
 
 
 def by_target(
     units: Sequence[Units], scores: Sequence[Tensor], least: Sequence[int], target: Target, round_to: int = 1
 ) -> Kept:
-    """Remove the units below the threshold whose drop is nearest to the target.
+    """Remove the units below the threshold whose drop is nearest to the target; UserError if it is not met.
 
     One channel of a narrow network can weigh more than the tolerance: then the units next in order that still
     fit below the target fill the gap. With ``round_to`` the nearest threshold is taken however far it is.
-
-    Raises:
-        UserError: the target lies beyond reach, or (without ``round_to``) between two choices.
     """
     check_reach(units, least, target, round_to)
-    ranking = Ranking(units, scores, least, round_to)
-    below, above = _search(ranking, target)
-    nearest = min(
-        ranking.widths(below), ranking.widths(above), key=lambda n: abs(target.drop(n) - target.share)
-    )
-    filled = nearest if round_to > 1 or target.met(nearest) else _fill(ranking, below, target)
-    return strongest(units, scores, filled)
+    order = _order(scores)
+    low, high = 0, len(order)
+    while high - low > 1:  # the drop grows with the number of units removed
+        middle = (low + high) // 2
+        over = target.drop(_widths(units, order[:middle], least, round_to)) > target.share
+        low, high = (low, middle) if over else (middle, high)
+    below, above = (_widths(units, order[:removed], least, round_to) for removed in (low, high))
+    nearest = min(below, above, key=lambda widths: abs(target.drop(widths) - target.share))
+    if round_to == 1 and not target.met(nearest):
+        nearest = _filled(below, order[low:], least, target)
+    return strongest(units, scores, nearest)
 
 
 def check_reach(units: Sequence[Units], least: Sequence[int], target: Target, round_to: int = 1) -> None:
@@ -139,31 +117,32 @@ def check_reach(units: Sequence[Units], least: Sequence[int], target: Target, ro
         raise UserError(f"{target.setting}: must be {limit}, the most that the layers' floors{steps} allow")
 
 
-def _search(ranking: Ranking, target: Target) -> tuple[int, int]:
-    """Return the numbers of removed units next to the target on either side: the drop grows with them."""
-    low, high = 0, len(ranking.layers)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if target.drop(ranking.widths(middle)) <= target.share else (low, middle)
-    return low, high
+def _order(scores: Sequence[Tensor]) -> list[int]:
+    """Return the layer of every unit, from the lowest score to the highest (ties: first layer first)."""
+    layers = torch.cat([torch.full((len(s),), i) for i, s in enumerate(scores)])
+    return layers[torch.cat([s.double().cpu() for s in scores]).argsort(stable=True)].tolist()
 
 
-def _fill(ranking: Ranking, removed: int, target: Target) -> list[int]:
-    """Return the widths after removing, beyond the lowest, the next units in order that fit the target."""
-    widths, above = ranking.widths(removed), math.inf
-    for layer in ranking.layers[removed:]:
-        if target.met(widths):
-            break
-        if widths[layer] > ranking.least[layer]:
-            narrower = [n - (i == layer) for i, n in enumerate(widths)]
-            drop = target.drop(narrower)
-            if drop <= target.share + target.tolerance:
-                widths = narrower
-            else:
-                above = min(above, drop)
-    if target.met(widths):
-        return widths
+def _widths(units: Sequence[Units], removed: Sequence[int], least: Sequence[int], round_to: int) -> list[int]:
+    """Return the widths without units of the layers ``removed``, floors and rounding observed."""
+    gone = Counter(removed)
+    left = [max(unit.size - gone[i], n) for i, (unit, n) in enumerate(zip(units, least, strict=True))]
+    return fewest(units, left, round_to)
+
+
+def _filled(widths: list[int], order: Sequence[int], least: Sequence[int], target: Target) -> list[int]:
+    """Return the widths after removing the next units in order that still fit the target."""
+    above = math.inf
+    for layer in order:
+        if widths[layer] == least[layer]:
+            continue
+        narrower = [n - (i == layer) for i, n in enumerate(widths)]
+        if target.met(narrower):
+            return narrower
+        if (drop := target.drop(narrower)) > target.share:
+            above = min(above, drop)
+        else:
+            widths = narrower
+    limits = f"within {100 * target.tolerance:.2g} points"
     nearest = f"{target.shown(target.drop(widths))} and {target.shown(above)}"
-    raise UserError(
-        f"{target.setting}: cannot be met within {100 * target.tolerance:.2g} points; nearest are {nearest}"
-    )
+    raise UserError(f"{target.setting}: cannot be met {limits}; the nearest are {nearest}")

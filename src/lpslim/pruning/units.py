@@ -1,7 +1,5 @@
 """Prunable units: the output channels of a layer that go together, and the layers that they touch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,11 +34,6 @@ class Units:
     groups: int = 1
     head_dim: int = 1
     scored_by: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def scored_weights(self) -> tuple[tuple[str, int], ...]:
-        """``scored_by`` with its default."""
-        return self.scored_by or ((self.layer, 0),)
 
     def check(self, chosen: Sequence[int]) -> None:
         """Refuse units to keep (UserError) that are none, not sorted, not distinct, or beyond the last."""

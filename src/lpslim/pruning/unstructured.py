@@ -4,8 +4,6 @@ The networks keep their shape, so that nothing runs faster without sparse kernel
 parameters are counted as if zeros cost nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,16 +21,16 @@ def smallest(
 ) -> dict[str, Tensor]:
     """Return masks, true where a weight stays: those of smallest |Z| go until their prices reach ``amount``.
 
-    Z, W: parameter name -> tensor, of the same names and shapes, ranked all together; |W| orders the many
-    weights whose Z is zero. prices: name -> the cost of one weight of this tensor.
+    Z, W: parameter name -> tensor, ranked all together; |W| orders the many weights whose Z is zero. prices:
+    name -> the cost of one weight of this tensor.
     """
-    by_w = torch.cat([W[name].abs().flatten() for name in Z]).argsort(stable=True)
-    order = by_w[torch.cat([z.abs().flatten() for z in Z.values()])[by_w].argsort(stable=True)]
-    price = torch.cat([torch.full((z.numel(),), prices[name], dtype=torch.float64) for name, z in Z.items()])
-    gone = int((price[order].cumsum(0) <= amount).sum())
+    z, w = (torch.cat([part[name].abs().flatten() for name in Z]) for part in (Z, W))
+    price = torch.cat([torch.full((t.numel(),), prices[name], dtype=torch.float64) for name, t in Z.items()])
+    order = w.argsort(stable=True)
+    order = order[z[order].argsort(stable=True)]
     stays = torch.ones(len(order), dtype=torch.bool)
-    stays[order[:gone]] = False
-    masks = torch.split(stays, [z.numel() for z in Z.values()])
+    stays[order[price[order].cumsum(0) <= amount]] = False
+    masks = torch.split(stays, [t.numel() for t in Z.values()])
     return {name: mask.view_as(Z[name]) for name, mask in zip(Z, masks, strict=True)}
 
 
@@ -52,19 +50,18 @@ def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 def remaining(model: nn.Module, layers: Sequence[LayerCost]) -> Cost:
     """Return the cost of the weights that are not zero; other parameters count as ever."""
     weights = regularised_weights(model)
-    price = positions(layers, list(weights))
     alive = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
-    zeros = sum(weight.numel() for weight in weights.values()) - sum(alive.values())
-    return Cost(int(sum(price[name] * n for name, n in alive.items())), parameters(model) - zeros)
+    macs = sum(price * alive[name] for name, price in positions(layers, list(weights)).items())
+    zeros = sum(weight.numel() - alive[name] for name, weight in weights.items())
+    return Cost(int(macs), parameters(model) - zeros)
 
 
 def check(model: nn.Module, budget: Budget) -> None:
     """Refuse a target (UserError) beyond the weights of convolutions and linear layers."""
-    if budget.target_params is not None:
-        dense = parameters(model)
-        most = sum(weight.numel() for weight in regularised_weights(model).values()) / dense
-        if removed_share(budget.target_params, dense) >= most:
-            setting, share = f"target_params={budget.target_params:g}", f"below {most:.4f}"
-            raise UserError(
-                f"{setting}: must be {share}, the share of convolutions' and linear layers' weights"
-            )
+    if (target := budget.target_params) is None:
+        return
+    dense = parameters(model)
+    most = sum(weight.numel() for weight in regularised_weights(model).values()) / dense
+    if removed_share(target, dense) >= most:
+        of = "of the weights of convolutions and linear layers"
+        raise UserError(f"target_params={target:g}: must be below {most:.4f}, the share {of}")

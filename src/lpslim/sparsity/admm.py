@@ -5,8 +5,6 @@
 Only Z and V = Z - U are kept, two copies of the weights: the gradient needs V alone, and U = Z - V.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,12 +3,9 @@
     score(model, units, batches, loss) -> list of float64 tensors (groups * size * head_dim,), one per layer
 
 ``batches`` yields (inputs, labels) of the training set, augmented, on the model's device; ``loss`` is the
-mean loss of (outputs, labels); a criterion of weights alone uses neither. One that cannot score every network
-has ``check(model, units)`` too, which raises a UserError. Scores are raw: what puts those of different layers
-on one scale is chosen apart (:data:`lpslim.pruning.selection.SCORE_NORMS`).
+mean loss of (outputs, labels). One that cannot score every network has ``check(model, units)`` too, which
+raises a UserError. Scores of different layers are put on one scale later, by ``selection.SCORE_NORMS``.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -25,11 +22,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def score(
     name: str, model: nn.Module, units: Sequence[Units], batches: Batches = (), loss: Loss = F.cross_entropy
 ) -> list[Tensor]:
-    """Return the scores of all units by one criterion: float64 (units,) for each layer, on the CPU.
-
-    Raises:
-        UserError: there is no such criterion, or it cannot score this network.
-    """
+    """Return the scores of all units by one criterion: float64 (units,) for each layer, on the CPU."""
     check(name, model, units)
     scores = registry.find("pruning.criteria", name).score(model, units, batches, loss)
     return [s.cpu() for s in pooled(units, scores)]

@@ -1,20 +1,15 @@
 r"""CHIP: what a channel adds to its layer's nuclear norm (Sui et al. 2021, arXiv:2110.13981).
 
 For one image, A (c, n) stacks the layer's maps, n = HW; the channel independence of row a_i is
-``CI_i = ||A||_* - ||A without row i||_*``. Taken literally that is c + 1 singular value
-decompositions for every image and layer. One is enough: without row i, ``A^T A`` is ``A^T A -
-a_i^T a_i``, whose determinant follows from that of ``A^T A`` by the matrix determinant lemma, and
-with ``sqrt(x) = 2/pi * integral of x / (x + u^2) du`` all c differences become integrals over one
-eigendecomposition:
+``CI_i = ||A||_* - ||A without row i||_*``. In place of c + 1 singular value decompositions one
+eigendecomposition is enough: without row i, ``A^T A`` is ``A^T A - a_i^T a_i``, whose determinant follows by
+the matrix determinant lemma, and with ``sqrt(x) = 2/pi * integral of x / (x + u^2) du``
 
-    CI_i = -1/pi * integral from 0 to infinity of log r_i(u) du,
-    r_i(u) = 1 - a_i (A^T A + u^2)^-1 a_i^T.
+    CI_i = -1/pi * integral from 0 to infinity of log r_i(u) du,    r_i(u) = 1 - a_i (A^T A + u^2)^-1 a_i^T.
 
-In x = log(u) the integrand is analytic in a strip of half-width pi/2 and decays like exp(-|x|), so
-that the trapezoidal rule with step h errs by about exp(-pi^2 / h).
+In log(u) the integrand is analytic in a strip of half-width pi/2 and decays like exp(-|log(u)|), so that the
+trapezoidal rule with step h errs by about exp(-pi^2 / h).
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -33,11 +28,7 @@ CHUNK = 2**22  # entries of the largest temporary tensor
 
 
 def score(model: nn.Module, units: Sequence[Units], batches: Batches = (), *_: object) -> list[Tensor]:
-    """Return the mean channel independence over images.
-
-    Maps are those after the ReLU. The authors round them to four decimals first; here they are taken as they
-    come.
-    """
+    """Return the mean channel independence over images, of maps after the ReLU, which are not rounded."""
     return mean_over_images(model, units, batches, independence)
 
 
@@ -46,17 +37,13 @@ def independence(maps: Tensor) -> Tensor:
     rows = maps.double().flatten(2)
     scale = rows.square().sum(dim=(1, 2)).sqrt()  # an image without any response has none to share out
     rows = rows / torch.where(scale > 0, scale, 1.0)[:, None, None]
-    images = max(1, CHUNK // (rows.shape[1] * max(rows.shape[2], len(_nodes(rows)))))
-    return torch.cat([_nuclear_drops(part) for part in torch.split(rows, images)]) * scale[:, None]
+    nodes = torch.arange(BELOW, ABOVE + STEP / 2, STEP, dtype=rows.dtype, device=rows.device).exp()
+    images = max(1, CHUNK // (rows.shape[1] * max(rows.shape[2], len(nodes))))
+    return torch.cat([_nuclear_drops(part, nodes) for part in torch.split(rows, images)]) * scale[:, None]
 
 
-def _nodes(like: Tensor) -> Tensor:
-    return torch.arange(BELOW, ABOVE + STEP / 2, STEP, dtype=like.dtype, device=like.device).exp()
-
-
-def _nuclear_drops(rows: Tensor) -> Tensor:
+def _nuclear_drops(rows: Tensor, nodes: Tensor) -> Tensor:
     """Return ||A||_* - ||A without row i||_* (B, c) of each A in ``rows`` (B, c, n), ||A||_F = 1."""
-    nodes = _nodes(rows)
     weighted = -_remainders(rows, nodes.square()).log() @ (STEP * nodes)
     # the rule's terms beyond the last node, where -log r_i is |a_i|^2 / u^2: a geometric series
     beyond = rows.square().sum(dim=2) * STEP / (nodes[-1] * math.expm1(STEP))

@@ -1,6 +1,9 @@
-"""The L1 norm of a unit's weights: the paper's criterion, and that of Li et al. 2017 (arXiv:1608.08710)."""
+"""The L1 norm of a unit's weights: the paper's criterion, and that of Li et al. 2017 (arXiv:1608.08710).
 
-from __future__ import annotations
+Ji et al. 2025 scale it to [0, 1] inside each layer (``score_norm=minmax``); Li et al. compare inside a layer
+only. The weights are a channel's filter; of a neuron its row and its column, of an attention head the rows of
+query, key and value and the columns of the output (``Units.scored_by``).
+"""
 
 from collections.abc import Sequence
 
@@ -12,17 +15,10 @@ from lpslim.pruning.units import Units
 
 
 def score(model: nn.Module, units: Sequence[Units], *_: object) -> list[Tensor]:
-    """Return ``s_j = sum |W_j|`` per channel.
-
-    W_j is the channel's filter; of a neuron its row and its column, of an attention head the rows of query,
-    key and value and the columns of the output (:attr:`lpslim.pruning.units.Units.scored_by`). Ji et al. 2025
-    scale it to [0, 1] inside each layer (``score_norm=minmax``); Li et al. compare inside a layer only.
-
-    Raises:
-        UserError: a layer has no weight.
-    """
-    norms = ([_norms(weight_of(model, name), axis) for name, axis in unit.scored_weights] for unit in units)
-    return [torch.stack(parts).sum(dim=0) for parts in norms]
+    """Return ``s_j = sum |W_j|`` per channel; UserError if a layer has no weight."""
+    parts = [unit.scored_by or ((unit.layer, 0),) for unit in units]
+    norms = [[_norms(weight_of(model, layer), axis) for layer, axis in part] for part in parts]
+    return [torch.stack(part).sum(dim=0) for part in norms]
 
 
 def _norms(weight: Tensor, axis: int) -> Tensor:

@@ -1,7 +1,5 @@
 """Random scores: the control without which no criterion can be said to be good."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

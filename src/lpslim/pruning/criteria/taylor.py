@@ -3,12 +3,10 @@
 "Importance Estimation for Neural Network Pruning", doi:10.1109/CVPR.2019.01152. A gate g_j = 1 multiplies all
 channels of a unit behind their batch-norm, in evaluation mode: dL/dg_j is the sum over these channels of
 gamma dL/dgamma + beta dL/dbeta. Without batch-norm it multiplies the weights that the unit is scored by, and
-their biases: dL/dg_j = sum of w dL/dw.
+their biases: dL/dg_j is the sum of w dL/dw.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import eval_mode, weight_of
+from lpslim.base.modules import eval_mode
 from lpslim.pruning.criteria import Batches, Loss
 from lpslim.pruning.units import Units, norm_name, pooled
 
@@ -24,13 +22,9 @@ from lpslim.pruning.units import Units, norm_name, pooled
 def score(
     model: nn.Module, units: Sequence[Units], batches: Batches = (), loss: Loss = F.cross_entropy
 ) -> list[Tensor]:
-    """Return ``s_j = mean over batches of (dL/dg_j)^2``, that of a unit of several channels spread over them.
-
-    Raises:
-        UserError: there are no batches, or a layer has no weight.
-    """
-    gates = [_gated(model, unit) for unit in units]
+    """Return ``s_j = mean over batches of (dL/dg_j)^2``, spread evenly over a unit's channels."""
     own = dict(model.named_parameters(remove_duplicate=False))
+    gates = [_gate(norm_name(model, unit), unit, own) for unit in units]
     leaves = {
         name: own[name].detach().requires_grad_() for gate in gates for name, _ in gate
     }  # frozen or not
@@ -47,23 +41,14 @@ def score(
             done += 1
     if not done:
         raise UserError("batches: this criterion needs inputs with labels, got none")
-    return [_spread(unit, total / done) for unit, total in zip(units, totals, strict=True)]
+    shapes = [(unit.groups, unit.size, unit.head_dim) for unit in units]
+    means = [total / done / (shape[0] * shape[2]) for total, shape in zip(totals, shapes, strict=True)]
+    return [mean[None, :, None].expand(shape).flatten() for mean, shape in zip(means, shapes, strict=True)]
 
 
-def _gated(model: nn.Module, unit: Units) -> list[tuple[str, int]]:
+def _gate(norm: str | None, unit: Units, own: Mapping[str, nn.Parameter]) -> list[tuple[str, int]]:
     """Return the parameters that a unit's gate multiplies, as (name, axis of the unit's channels)."""
-    norm = norm_name(model, unit)
-    if norm and model.get_submodule(norm).affine:
-        return [(f"{norm}.weight", 0), (f"{norm}.bias", 0)]
-    gated = []
-    for layer, axis in unit.scored_weights:
-        weight_of(model, layer)  # refuses a layer without
-        gated.append((f"{layer}.weight", axis))
-        if axis == 0 and getattr(model.get_submodule(layer), "bias", None) is not None:
-            gated.append((f"{layer}.bias", 0))
-    return gated
-
-
-def _spread(unit: Units, scores: Tensor) -> Tensor:
-    channels = scores[None, :, None].expand(unit.groups, unit.size, unit.head_dim)
-    return channels.flatten() / (unit.groups * unit.head_dim)
+    layers = ((norm, 0),) if f"{norm}.weight" in own else unit.scored_by or ((unit.layer, 0),)
+    weights = [(f"{layer}.weight", axis) for layer, axis in layers]
+    biases = [(f"{layer}.bias", 0) for layer, axis in layers if axis == 0]
+    return weights + [bias for bias in biases if bias[0] in own]

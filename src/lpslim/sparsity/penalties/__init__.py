@@ -3,8 +3,6 @@
 Of ``build``'s parameters, ``p``, ``M`` and ``ratio`` are the paper's knobs; any others are the penalty's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Protocol
 

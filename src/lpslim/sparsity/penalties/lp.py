@@ -3,8 +3,6 @@
 The knob ``p`` is the denominator: q = 1/p, so that p = 5 means |z|^(1/5); p = 0 stands for L0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
