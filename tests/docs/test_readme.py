@@ -1,25 +1,19 @@
 """Commands, Python blocks and links of README and of the other pages: they work as printed."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import open_dict
 
 import lpslim
-from lpslim import cli
-from lpslim.experiment.config import Config
+from tests.composing import ROOT, configured
 
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -28,7 +22,7 @@ PAGES = [
 ]
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 EVERYTHING = "\n".join(TEXTS.values())
-RUNS = sorted(set(re.findall(r"run\.py ([^`\n#]+)", EVERYTHING)))
+RUNS = sorted({run.strip() for run in re.findall(r"run\.py ([^`\n#]+)", EVERYTHING)})
 TARGETS = sorted(set(re.findall(r"`?(?:\$ )?make ([a-z][a-z0-9-]+)", EVERYTHING)))
 MODULES = sorted(set(re.findall(r"python -m ((?:lpslim|reproduce)[a-z_.]*)", EVERYTHING)))
 SCRIPTS = sorted(set(re.findall(r"python (benchmarks/\w+\.py)", EVERYTHING)))
@@ -62,14 +56,7 @@ def test_the_pages_show_what_is_tested_here():
 
 @pytest.mark.parametrize("command", [run for run in RUNS if "glob(" not in run and "log_sum" not in run])
 def test_a_run_command_composes_and_passes_its_checks(command):
-    ConfigStore.instance().store(name="schema", node=Config)
-    words = first_job(command)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = cli.compose(words, CONF)
-    choices = composed.hydra.runtime.choices
-    with open_dict(composed):
-        del composed["hydra"]
-    assert cli.checked(composed, choices, words).seed >= 0
+    assert configured(*first_job(command)).epoch_scale == 1
 
 
 def test_the_help_lists_groups_and_knobs():
@@ -113,10 +100,8 @@ def test_a_module_has_the_command_line_it_is_shown_with(module):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_benchmark_explains_itself(script):
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert script in done.stdout
+def test_a_benchmark_is_there_and_says_how_it_is_run(script):
+    assert f"python {script}" in ast.get_docstring(ast.parse((ROOT / script).read_text()))
 
 
 def test_the_library_in_ten_lines_prunes_saves_loads_and_exports(tmp_path, monkeypatch):
