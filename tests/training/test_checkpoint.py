@@ -7,17 +7,11 @@ import pickle
 import pytest
 import torch
 
-from lpslim.sparsity.penalties.lp import Lp
 from lpslim.training.callbacks import Callback, MaskKeeper
 from lpslim.training.checkpoint import SIZE, Checkpoint
-from lpslim.training.regularizers import admm
-from tests.training.toys import KilledError, Killing, data, network, same, trained
+from tests.training.toys import KilledError, Killing, data, same, sparse, trained
 
 STATE = {"a": torch.arange(4.0), "b": [1, 2.5, "x", None]}
-
-
-def sparse(model):
-    return admm.build(model, Lp(p=5, M=1), lamb=1e-2, rho=1e-1, form="squared", updates_per_epoch=2)
 
 
 def masked(model):
@@ -134,5 +128,5 @@ def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
 
 def test_a_training_saves_only_when_it_is_due(tmp_path):
     checkpoint = Checkpoint(tmp_path / "stage", 10)
-    trained(checkpoint=checkpoint, model=network())
+    trained(checkpoint=checkpoint)
     assert not checkpoint.exists

@@ -10,13 +10,11 @@ from torch import nn
 from lpslim.base.errors import DivergenceError, RunError, UserError
 from lpslim.data.images import TensorSplit
 from lpslim.data.metrics import Task
-from lpslim.sparsity.penalties.lp import Lp
 from lpslim.training import distributed
 from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.evaluation import evaluate
-from lpslim.training.regularizers import admm
 from tests.training.joining import together
-from tests.training.toys import KilledError, Killing, network, trained
+from tests.training.toys import KilledError, Killing, network, sparse, trained
 
 
 def outcome(folder=None, left=None, norm=False, **config):
@@ -34,10 +32,6 @@ def outcome(folder=None, left=None, norm=False, **config):
         return None
     tensors = [*model.state_dict().values(), *found.sparse().values()]
     return [*rows, *found.convergence], tensors, torch.initial_seed()
-
-
-def sparse(model):
-    return admm.build(model, Lp(p=5, M=1), lamb=1e-2, rho=1e-1, form="squared", updates_per_epoch=2)
 
 
 def check_same(one, other):
@@ -137,14 +131,6 @@ def _decisions():
         told(distributed.main_process_first, lambda: fails(UserError(f"[{rank}]"))),
         told(distributed.main_process_first, lambda: fails(UserError(f"[{rank}]"), where=1)),
     )
-
-
-def test_one_process_alone_runs_everything_itself():
-    assert (distributed.launched(), distributed.count(), distributed.is_main()) == (False, 1, True)
-    assert distributed.gather([3]) == [3]
-    assert distributed.broadcast_from_main(lambda: 4) == distributed.main_process_first(lambda: 4) == 4
-    with pytest.raises(OSError, match="full"), distributed.fail_fast():
-        raise OSError("full")
 
 
 def test_a_process_that_fails_alone_ends_at_once_and_what_all_raise_passes():

@@ -8,9 +8,11 @@ from torch import nn
 
 from lpslim.data.images import TensorSplit, splits
 from lpslim.data.splits import WHOLE, Data
+from lpslim.sparsity.penalties.lp import Lp
 from lpslim.training.callbacks import Callback
 from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.loop import fit
+from lpslim.training.regularizers import admm
 from lpslim.training.schedule import RuntimeConfig, TrainConfig
 
 CPU = RuntimeConfig(device="cpu", precision="fp32", threads=1)
@@ -68,6 +70,11 @@ def trained(
     rows = fit(model, source or data(), chosen, runtime, seed=SEED, stage=STAGE, callback=callback,
                checkpoint=checkpoint)  # fmt: skip
     return model, [{k: v for k, v in row.items() if k != "seconds"} for row in rows], callback
+
+
+def sparse(model: nn.Module) -> Callback:
+    """Return an ADMM that some weights of the toy network give in to."""
+    return admm.build(model, Lp(p=5, M=1), lamb=1e-2, rho=1e-1, form="squared", updates_per_epoch=2)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:

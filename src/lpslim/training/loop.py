@@ -51,7 +51,7 @@ class TrainState:
         share, order = distributed.share(), derive_seed(seed, stage, "batches", self.epoch)
         apart = [share.rank] if share.rank else []
         # after a checkpoint the batches before it are drawn again, and leave the generators as they were then
-        with torch.random.fork_rng(range(torch.cuda.device_count()), enabled=self.step > 0):
+        with torch.random.fork_rng(_gpus(), enabled=self.step > 0):
             torch.manual_seed(derive_seed(seed, stage, "forward", self.epoch, *apart))  # of dropout
             batches = data.train.train_batches(batch_size, order, share)
             for _ in islice(batches, self.step):
@@ -69,8 +69,8 @@ class TrainState:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; all processes must call this."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        generators = distributed.gather([[torch.get_rng_state(), *torch.cuda.get_rng_state_all()]])
-        state = {**vars(self), "parts": parts, "generators": generators}
+        own = [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in _gpus())]
+        state = {**vars(self), "parts": parts, "generators": distributed.gather([own])}
         distributed.broadcast_from_main(lambda: checkpoint.save(state))
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -84,8 +84,14 @@ class TrainState:
             self.parts[name].load_state_dict(saved)
         vars(self).update(state)
         torch.set_rng_state(cpu)
-        torch.cuda.set_rng_state_all(cuda)
+        for gpu, generator in zip(_gpus(), cuda, strict=False):
+            torch.cuda.set_rng_state(generator, gpu)
         log.info("goes on after epoch %d, step %d", self.epoch, self.step)
+
+
+def _gpus() -> range:
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return range(torch.cuda.device_count() if used else 0)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -139,7 +145,7 @@ def fit(
     batch_size = min(config.batch_size, len(data.train))
     steps, check_steps = len(data.train) // batch_size, 1 if device.type == "cpu" else GPU_CHECK_STEPS
     bar = tqdm(total=config.epochs * steps, initial=state.epoch * steps + state.step, desc=stage,
-               disable=None if distributed.is_main() else True, dynamic_ncols=True)  # fmt: skip
+               disable=None if distributed.is_main() else True, dynamic_ncols=True, leave=False)  # fmt: skip
     while state.epoch < config.epochs:
         began = time.perf_counter() - state.seconds
         model.train()
