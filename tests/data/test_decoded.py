@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 from types import SimpleNamespace
 
@@ -147,6 +148,17 @@ def test_an_image_that_cannot_be_decoded_is_named_and_nothing_is_left(root, work
         assert message.startswith(f"{broken}: cannot be read as an image (OSError: ")
         broken.write_bytes(whole)
     assert {file.suffix for file in (root.parent / "cache").iterdir()} == {".lock"}
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(root):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"too large: .*cache/.*safetensors"):
+            load(root).train.decoded()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.suffix for file in (root.parent / "cache").iterdir()] == [".lock"]
 
 
 def forked(work):

@@ -176,7 +176,11 @@ class ImageCache:
                 return decoded
             if self._path.exists():
                 log.warning("%s: is damaged, and made again", self._path)
-            return self._make()
+            try:
+                return self._make()
+            except OSError as problem:
+                problem.filename = problem.filename or str(self._path)  # which a failed write does not say
+                raise
 
     @cached_property
     def _path(self) -> Path:
@@ -199,9 +203,7 @@ class ImageCache:
             limit = f"{self.folder} has {free:.3g} GB free, less than twice that"
         else:
             return True
-        log.info(
-            "%s: every epoch decodes its images; decoded, they take %.3g GB, and %s", self.root, needed, limit
-        )
+        log.info("%s: decoded in every epoch: the cache would take %.3g GB, and %s", self.root, needed, limit)
         return False
 
     def _read(self) -> Decoded | None:

@@ -94,16 +94,9 @@ def text_data(
     """Return the data set of texts and labels, as tokens of ``settings.tokenizer``."""
     tokenizer, longest = encoders.tokenizer(settings.tokenizer), settings.max_length
     fitted, tested = (_encode(tokenizer, rows, longest, task) for rows in (train, test))
-    return Data(
-        name=settings.name,
-        source=source,
-        fingerprint=fingerprint(fitted, tested),
-        num_classes=num_classes,
-        shape=(3, longest),
-        task=task,
-        reading={"max_length": longest},  # the tokens do not show where texts are cut
-        **splits(fitted, tested, settings.val_fraction),
-    )
+    parts, tokens = splits(fitted, tested, settings.val_fraction), fingerprint(fitted, tested)
+    reading = {"max_length": longest}  # the tokens do not show where texts are cut
+    return Data(settings.name, source, tokens, num_classes, (3, longest), **parts, task=task, reading=reading)
 
 
 def _encode(tokenizer: Any, rows: Sequence[Row], longest: int, task: Task) -> TextSplit:

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from lpslim.base.errors import UserError
 from lpslim.data.decoded import Decoded, ImageCache, Samples, joined, list_images, rgb, sampled_sizes
-from lpslim.data.splits import WHOLE, Batch, Data, Share, hold_out
+from lpslim.data.splits import WHOLE, Batch, Data, Parts, Share, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
 SAMPLED = 9  # images whose sizes are looked at
@@ -138,14 +138,8 @@ def load(settings: Any, cache: Path) -> Data:
     listing = hashlib.sha256()
     for file, _ in samples:
         listing.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
-    return Data(
-        name=settings.name,
-        source=f"image folder {root.name}",
-        fingerprint=f"listing:{listing.hexdigest()}",
-        num_classes=len(classes),
-        shape=(3, size, size),
-        reading={"image_size": size, "workers": workers},  # each worker draws its own augmentation
-        train=split(fitted),
-        val=split(held),
-        test=split(torch.arange(len(train[1]), len(samples))),
-    )
+    tested = torch.arange(len(train[1]), len(samples))
+    parts: Parts = {"train": split(fitted), "val": split(held), "test": split(tested)}
+    source, fingerprint = f"image folder {root.name}", f"listing:{listing.hexdigest()}"
+    reading = {"image_size": size, "workers": workers}  # each worker draws its own augmentation
+    return Data(settings.name, source, fingerprint, len(classes), (3, size, size), **parts, reading=reading)
