@@ -86,7 +86,8 @@ class TrainState:
         torch.set_rng_state(cpu)
         for gpu, generator in zip(_gpus(), cuda, strict=False):
             torch.cuda.set_rng_state(generator, gpu)
-        log.info("goes on after epoch %d, step %d", self.epoch, self.step)
+        if distributed.is_main():
+            log.info("goes on after epoch %d, step %d", self.epoch, self.step)
 
 
 def _gpus() -> range:
@@ -179,8 +180,9 @@ def fit(
         state.curve.append(row)
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
         after_epoch(row)
-        log.info("%s epoch %d/%d: loss %.4f, val %.2f %%, test %.2f %%, %.0f s", stage, state.epoch,
-                 config.epochs, *(row[name] for name in LOGGED))  # fmt: skip
+        if distributed.is_main():
+            log.info("%s epoch %d/%d: loss %.4f, val %.2f %%, test %.2f %%, %.0f s", stage, state.epoch,
+                     config.epochs, *(row[name] for name in LOGGED))  # fmt: skip
     bar.close()
     model.to("cpu")
     return state.curve
