@@ -43,7 +43,6 @@ class Network:
 
 
 NETWORKS = {
-    "resnet20": Network("resnet_cifar", 32, 128),
     "resnet56": Network("resnet_cifar", 32, 256),
     "vgg16": Network("vgg", 32, 256),
     "resnet50": Network("torchvision", 64, 16, classes=1000),
@@ -148,8 +147,7 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, print and write."""
     parser = timing.parser(__doc__, "admm_overhead")
-    goals = [name for name in NETWORKS if name != "resnet20"]
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=goals, metavar="NAME")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--batch", type=int, help="default: 256; 16 for ResNet-50")
     options = parser.parse_args()
     host, rows = timing.begin(options), []

@@ -67,7 +67,9 @@ def in_memory(count: int, rounds: int) -> dict[str, Any]:
         "ours": lambda: sum(len(labels) for _, labels in split.train_batches(BATCH, seed=0)),
         "torchvision": lambda: sum(len(labels) for _, labels in loader),
     }
-    return {"images": count, "batch": BATCH} | rates(works, count // BATCH * BATCH, rounds)
+    return {"images": count, "batch": BATCH, "workers": WORKERS} | rates(
+        works, count // BATCH * BATCH, rounds
+    )
 
 
 def rates(works: dict[str, timing.Work], images: int, rounds: int) -> dict[str, Any]:
@@ -121,8 +123,7 @@ def main() -> None:
     rows = [in_memory(10_000 if options.quick else 50_000, rounds), *folder(rounds)]
     for row in rows:
         first, second = (row[name].median for name in row if name.endswith("_per_second"))
-        what = f"{row['workers']} workers" if "workers" in row else "in memory"
-        print(f"{what}: {first:.0f} and {second:.0f} images a second, faster by {row['faster']}")
+        print(f"{row['workers']} workers: {first:.0f} and {second:.0f} images/s, faster by {row['faster']}")
     timing.write(options, host, rows)
 
 

@@ -9,9 +9,6 @@ quartiles in brackets. ``share`` is the realised speed-up over the ratio of the 
 Networks of the tables have fresh weights: time depends on the widths, not on the weights.
 
 From Python, for two networks of your own: ``latency.measure(latency.Pair(model, pruned.model, image))``.
-
-The share is not 1: narrow layers use a processor less well, and what is not a multiply-add shrinks less; but
-what is left may fit a cache that the original did not. Wide brackets mean that the machine was busy.
 """
 
 from __future__ import annotations

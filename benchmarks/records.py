@@ -98,14 +98,13 @@ def tables(results: Path) -> None:
 def main() -> None:
     """Measure, print and write."""
     options = timing.parser(__doc__, "records").parse_args()
-    host, size = timing.begin(options), 0
+    host, size, count = timing.begin(options), 0, 10_000 if options.quick else 100_000
     with tempfile.TemporaryDirectory(prefix="lpslim-records-") as folder:
         results = Path(folder)
-        for made in drawn(10_000 if options.quick else 100_000):
+        for made in drawn(count):
             path = records.path_of(results, made["experiment"], made["key"])
             path.parent.mkdir(parents=True, exist_ok=True)
             size += path.write_bytes(msgspec.json.encode(made))
-        count = len(list(results.rglob("*.json")))
         works = {"read": lambda: records.read_all(results), "tables": lambda: tables(results)}
         times = {name: Spread.of(times) for name, times in timing.in_turn(works, 3, warm=0).items()}
     print(f"{count} records, {size / 1e6:.0f} MB: read {times['read']} s, all tables {times['tables']} s")

@@ -115,7 +115,6 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "python": platform.python_version(),
         "load_average": os.getloadavg()[0],
     }
 
