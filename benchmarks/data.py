@@ -7,8 +7,7 @@ is lpslim's TensorSplit, the other what most code does: a Dataset of PIL images 
 and a DataLoader with two workers that stay alive between epochs. Whole epochs take turns in one process.
 
 Then a folder of JPEG files of ImageNet's size and weight (500x375, 107 kB): random crops of 224 pixels,
-batches of 50, by the process itself and by two workers. Files and pixels are in the system's cache. Three
-minutes on two idle CPU cores, one with --quick.
+batches of 50, by the process itself and by two workers. Files and pixels are cached. Three minutes.
 """
 
 from __future__ import annotations
