@@ -4,7 +4,7 @@
 
 Records of made-up numbers, some 6 kB each, are written to a temporary folder: sweeps over p, M, rho and ratio
 with five seeds, on ten pairs of data set and network. ``read`` is records.read_all in this process;
-``tables`` is the process ``python -m reproduce.tables``. 100,000 records, 0.7 GB; 10,000 with --quick. 4 minutes.
+``tables`` is the process ``python -m reproduce.tables``. 100,000 records; 10,000 with --quick. 4 minutes.
 """
 
 from __future__ import annotations
