@@ -1,11 +1,10 @@
-"""Pruned weights stay at zero through a training; regularisers have the columns that the stages read."""
+"""Pruned weights stay at zero through a training."""
 
 import pytest
 import torch
-from torch import nn
 
-from lpslim.training.callbacks import MaskKeeper, Regularizer
-from tests.training.toys import network, same, trained
+from lpslim.training.callbacks import MaskKeeper
+from tests.training.toys import network, trained
 
 
 def masked():
@@ -26,13 +25,3 @@ def test_pruned_weights_stay_exactly_zero_and_the_others_train(config):
         assert (model[index].weight[~zero] != before[index].weight[~zero]).all()
     free, _, _ = trained(model=masked(), **config)
     assert (free[0].weight != 0).all()  # without its keeper
-
-
-def test_a_regulariser_adds_nothing_of_its_own():
-    class Plain(Regularizer):
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-
-    model, _, plain = trained(Plain)
-    assert same(model, trained()[0])
-    assert (plain.convergence, plain.sparse(), plain.state_dict()) == ([], {}, {})

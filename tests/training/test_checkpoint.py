@@ -2,13 +2,12 @@
 
 import logging
 import os
-import pickle
 
 import pytest
 import torch
 
 from lpslim.training.callbacks import Callback, MaskKeeper
-from lpslim.training.checkpoint import SIZE, Checkpoint
+from lpslim.training.checkpoint import Checkpoint
 from tests.training.toys import KilledError, Killing, data, same, sparse, trained
 
 STATE = {"a": torch.arange(4.0), "b": [1, 2.5, "x", None]}
@@ -59,10 +58,9 @@ def test_what_was_trained_is_not_trained_again(tmp_path, monkeypatch):
 
 def test_one_checkpoint_is_kept_and_the_last_is_read(tmp_path):
     checkpoint = Checkpoint(tmp_path / "key", 0)
-    assert (checkpoint.exists, checkpoint.load()) == (False, None)
+    assert checkpoint.load() is None
     checkpoint.save({"step": 1})
     checkpoint.save(STATE)
-    assert checkpoint.exists
     (file,) = tmp_path.iterdir()
     assert file.name == "key.checkpoint"
     loaded = checkpoint.load()
@@ -102,19 +100,6 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path, harm, caplog):
     assert str(checkpoint.file) in caplog.text
 
 
-def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path, monkeypatch):
-    class Bomb:
-        def __reduce__(self):
-            return open, (str(tmp_path / "ran"), "w")
-
-    checkpoint = Checkpoint(tmp_path / "key", 0)
-    checkpoint.save({"bomb": Bomb()})
-    assert checkpoint.file.stat().st_size > SIZE
-    with pytest.raises(pickle.UnpicklingError):
-        checkpoint.load()
-    assert not (tmp_path / "ran").exists()
-
-
 def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr("lpslim.training.checkpoint.time.monotonic", lambda: now)
@@ -129,4 +114,4 @@ def test_checkpoints_are_due_by_the_clock(tmp_path, monkeypatch):
 def test_a_training_saves_only_when_it_is_due(tmp_path):
     checkpoint = Checkpoint(tmp_path / "stage", 10)
     trained(checkpoint=checkpoint)
-    assert not checkpoint.exists
+    assert not checkpoint.file.exists()

@@ -10,8 +10,9 @@ from lpslim.experiment import records
 from tests.composing import ROOT
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines",
-              "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")  # fmt: skip
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0")  # fmt: skip
 TEXT = ("model=bert_tiny", "dataset=toy_text", "target_params=0.4", "baseline.epochs=1",
         "regularizer.train.epochs=1", "finetune.epochs=1")  # fmt: skip
 TINY = ("model=vgg_small", "debug=tiny")

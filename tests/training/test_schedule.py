@@ -58,12 +58,6 @@ def test_the_other_schedules_have_their_landmarks(settings, epochs, expected):
     assert [learning_rate(config, e) for e in epochs] == pytest.approx(expected)
 
 
-@given(lengths, rates, warmups, st.sampled_from(SCHEDULES), st.floats(0, 1))
-def test_no_rate_is_negative_or_above_the_configured(epochs, lr, warmup, schedule, share):
-    config = TrainConfig(epochs=epochs, lr=lr, schedule=schedule, warmup_epochs=warmup)
-    assert 0 <= learning_rate(config, share * epochs) <= lr
-
-
 def test_scaling_takes_the_warm_up_along_and_nothing_else():
     config = TrainConfig(epochs=300, lr=0.05, warmup_epochs=5, schedule="step", milestones=[0.3, 0.6])
     assert scaled(config, 0.1) == replace(config, epochs=30, warmup_epochs=0.5)

@@ -32,11 +32,6 @@ class Checkpoint:
         """Whether it is time to save."""
         return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
 
-    @property
-    def exists(self) -> bool:
-        """Whether there is a file, intact or not."""
-        return self.file.exists()
-
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file by one with ``state``: tensors, numbers, strings, in dictionaries and lists."""
         buffer = BytesIO()
@@ -48,7 +43,7 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, on the CPU; None if there is none, or it is damaged."""
-        if not self.exists:
+        if not self.file.exists():
             return None
         content = memoryview(self.file.read_bytes())
         if hashlib.sha256(content[SIZE:]).digest() != content[:SIZE]:

@@ -44,11 +44,11 @@ def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
     an autocast of its own), and where the process runs alone, the device anew.
     """
     device, launched = resolved(runtime).device, distributed.launched()
-    if launched and not dist.is_initialized():
-        atexit.register(dist.destroy_process_group)
+    joins, on_cpu = launched and not dist.is_initialized(), launched and device == "cpu"
     patience = [InitProcessGroupKwargs(timeout=distributed.PATIENCE)]
-    on_cpu = launched and device == "cpu"
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=patience)
+    if joins:
+        atexit.register(dist.destroy_process_group)
     if not launched:
         accelerator.state.device = torch.device(device)
     if runtime.threads:
@@ -60,7 +60,7 @@ def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
 
 @contextmanager
 def compiler_errors() -> Iterator[None]:
-    """Turn an exception of torch.compile into a RunError that names the setting to change."""
+    """Turn an exception of torch.compile, in the block, into a RunError that names the setting to change."""
     try:
         yield
     except Exception as problem:
@@ -79,7 +79,7 @@ def check_batches(configs: Mapping[str, TrainConfig], data: Data) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: without, a CPU step pays for its pages anew, 13 to 23 % of its time."""
+    """Let glibc keep freed memory, whose pages a CPU step would pay for anew: 13 to 23 % of its time."""
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return  # the user's own settings
     with suppress(AttributeError, OSError, TypeError):  # macOS, musl, Windows
