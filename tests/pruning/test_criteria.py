@@ -1,18 +1,21 @@
-"""Every criterion against its formula, written out slowly; and the maps that two of them look at."""
+"""Every criterion against its formula, written out slowly."""
 
-import math
+import copy
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 
 from lpslim.base import registry
 from lpslim.base.errors import UserError
-from lpslim.pruning.criteria import bn_scale, chip, fpgm, hrank, magnitude, random
-from lpslim.pruning.feature_maps import mean_over_images
+from lpslim.models import family as families
+from lpslim.pruning import criteria
+from lpslim.pruning.criteria import chip, fpgm, taylor
 from lpslim.pruning.graph import find_units
 from lpslim.pruning.units import Prunable, Units
 
@@ -20,42 +23,54 @@ from lpslim.pruning.units import Prunable, Units
 @pytest.fixture
 def scene(network):
     model = network("vgg", "vgg_small", (3, 16, 16))
-    units = find_units(model, torch.zeros(1, 3, 16, 16), lookup.find("models", "vgg").prunable(model))
-    images = [torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n)) for n in (3, 2)]
-    return model, units, images
+    units = find_units(model, torch.zeros(1, 3, 16, 16), families.get("vgg").prunable(model))
+    return model, units, labelled(3, 16, 16)
 
 
-def maps_of(model, layer, images):
+def labelled(*shape, classes=10, sizes=(3, 2)):
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (torch.randn(n, *shape, generator=generator), torch.randint(classes, (n,), generator=generator))
+        for n in sizes
+    ]
+
+
+def maps_of(model, layer, batches):
     """The layer's maps after batch-norm and ReLU, through the modules one by one: VGG is a sequence."""
     last = int(layer.split(".")[1]) + 2  # convolution, batch-norm, ReLU
     with torch.no_grad():
-        return torch.cat([model.features[: last + 1](batch) for batch in images])
+        return torch.cat([model.features[: last + 1](images) for images, _ in batches])
 
 
-@pytest.mark.parametrize("name", lookup.choices("criteria"))
-def test_every_criterion_scores_every_channel_of_every_layer(name, scene):
-    model, units, images = scene
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    scores = lookup.find("criteria", name).score(model, units, iter(images))
-    assert [s.shape for s in scores] == [(each.size,) for each in units]
+@pytest.mark.parametrize("name", registry.choices("pruning.criteria"))
+def test_every_criterion_scores_every_unit_and_leaves_no_trace(name, scene):
+    model, units, batches = scene
+    model.train()
+    model.features[1].eval().weight.requires_grad = False
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    scores = criteria.score(name, model, units, iter(batches))
+    assert [s.shape for s in scores] == [(unit.size,) for unit in units]
     assert all(s.dtype == torch.float64 and s.isfinite().all() and not s.requires_grad for s in scores)
+    assert all(s.max() > s.min() for s in scores)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["features.1.weight"]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_magnitude_is_the_sum_of_absolute_weights(scene):
+def test_scores_of_weights_by_their_formulas(scene):
     model, units, _ = scene
-    for scores, each in zip(magnitude.score(model, units), units, strict=True):
-        weight = model.get_submodule(each.layer).weight
-        slow = [sum(abs(w) for w in filter_.flatten().tolist()) for filter_ in weight]
-        assert scores.tolist() == pytest.approx(slow, rel=1e-12)
-
-
-def test_fpgm_is_the_sum_of_distances(scene):
-    model, units, _ = scene
-    for scores, each in zip(fpgm.score(model, units), units, strict=True):
-        filters = model.get_submodule(each.layer).weight.detach().double().flatten(1).numpy()
-        slow = [sum(np.sqrt(((a - b) ** 2).sum()) for b in filters) for a in filters]
-        assert scores.tolist() == pytest.approx(slow, rel=1e-10)
+    scored = {name: criteria.score(name, model, units) for name in ("magnitude", "fpgm", "bn_scale")}
+    for i, unit in enumerate(units):
+        filters = model.get_submodule(unit.layer).weight.detach().double().flatten(1).numpy()
+        norm = model.features[int(unit.layer.split(".")[1]) + 1]
+        sums = [sum(abs(w) for w in row) for row in filters]  # the bias does not count
+        distances = [sum(np.sqrt(((a - b) ** 2).sum()) for b in filters) for a in filters]
+        assert scored["magnitude"][i].tolist() == pytest.approx(sums, rel=1e-12)
+        assert scored["fpgm"][i].tolist() == pytest.approx(distances, rel=1e-10)
+        assert scored["bn_scale"][i].tolist() == norm.weight.abs().tolist()
 
 
 def test_fpgm_gives_twins_the_same_score_and_no_distance():
@@ -66,124 +81,179 @@ def test_fpgm_gives_twins_the_same_score_and_no_distance():
     assert scores[0] == scores[1]
 
 
-def test_bn_scale_reads_the_batch_norm_that_follows(scene):
-    model, units, _ = scene
-    for scores, each in zip(bn_scale.score(model, units), units, strict=True):
-        index = int(each.layer.split(".")[1])
-        assert scores.tolist() == model.features[index + 1].weight.abs().tolist()
-
-
-def test_bn_scale_needs_a_batch_norm():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    units = find_units(model, torch.zeros(1, 3, 4, 4), [Prunable("0")])
-    with pytest.raises(UserError, match="layer '0': no batch-norm with a scale follows it"):
-        bn_scale.score(model, units)
-
-
 def test_random_follows_the_global_generator(scene):
     model, units, _ = scene
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(torch.cat(random.score(model, units)))
+        draws.append(torch.cat(criteria.score("random", model, units)))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert 0 <= draws[0].min() < draws[0].max() < 1
 
 
-def test_hrank_is_the_mean_rank_of_the_maps(scene):
-    model, units, images = scene
-    for scores, each in zip(hrank.score(model, units, images), units, strict=True):
-        maps = maps_of(model, each.layer, images).numpy()
-        slow = [np.mean([np.linalg.matrix_rank(one) for one in maps[:, j]]) for j in range(each.size)]
-        assert scores.tolist() == pytest.approx(slow, abs=1e-12)
-
-
 def nuclear_drops(rows):
     """CHIP as it is defined: one row removed, singular values anew."""
     whole = np.linalg.svd(rows, compute_uv=False).sum()
-    return [
-        whole - np.linalg.svd(np.delete(rows, i, axis=0), compute_uv=False).sum() for i in range(len(rows))
-    ]
+    others = (np.delete(rows, i, axis=0) for i in range(len(rows)))
+    return [whole - (np.linalg.svd(rest, compute_uv=False).sum() if len(rest) else 0) for rest in others]
 
 
-def test_chip_is_the_mean_drop_of_the_nuclear_norm(scene):
-    model, units, images = scene
-    for scores, each in zip(chip.score(model, units, images), units, strict=True):
-        maps = maps_of(model, each.layer, images).double().flatten(2).numpy()
-        slow = np.mean([nuclear_drops(one) for one in maps], axis=0)
-        scale = np.linalg.norm(maps, axis=(1, 2)).mean()
-        assert scores.numpy() == pytest.approx(slow, abs=2e-8 * scale)
+def test_scores_of_maps_by_their_formulas(scene):
+    model, units, batches = scene
+    scored = {name: criteria.score(name, model, units, batches) for name in ("hrank", "chip")}
+    for i, unit in enumerate(units):
+        maps = maps_of(model, unit.layer, batches).numpy()
+        ranks = [np.mean([np.linalg.matrix_rank(image) for image in maps[:, j]]) for j in range(unit.size)]
+        rows = maps.astype(np.float64).reshape(len(maps), unit.size, -1)
+        drops = np.mean([nuclear_drops(image) for image in rows], axis=0)
+        assert scored["hrank"][i].tolist() == pytest.approx(ranks, abs=1e-12)
+        assert scored["chip"][i].numpy() == pytest.approx(drops, abs=2e-8 * np.linalg.norm(rows))
 
 
-@given(
-    rows=st.integers(1, 9),
-    height=st.integers(1, 4),
-    rank=st.integers(1, 9),
-    scale=st.sampled_from([1e-3, 1.0, 1e4]),
-    seed=st.integers(0, 10_000),
-)
-def test_one_eigendecomposition_gives_all_the_drops(rows, height, rank, scale, seed):
+@given(rows=st.integers(1, 9), side=st.integers(1, 4), rank=st.integers(1, 9),
+       scale=st.sampled_from([1e-3, 1.0, 1e4]), seed=st.integers(0, 10_000))  # fmt: skip
+def test_chip_has_all_drops_from_one_eigendecomposition(rows, side, rank, scale, seed):
     draw = np.random.default_rng(seed)
-    matrix = draw.normal(size=(rows, rank)) @ draw.normal(size=(rank, height * height)) * scale
+    matrix = draw.normal(size=(rows, rank)) @ draw.normal(size=(rank, side * side)) * scale
     matrix[draw.random(rows) < 0.2] = 0  # dead channels
-    found = chip.independence(torch.from_numpy(matrix).view(1, rows, height, height))[0]
-    size = float(np.linalg.norm(matrix))
-    expected = nuclear_drops(matrix) if rows > 1 else [np.linalg.svd(matrix, compute_uv=False).sum()]
-    assert found.numpy() == pytest.approx(np.array(expected), abs=5e-8 * size + 1e-300)
+    drops = chip.independence(torch.from_numpy(matrix).view(1, rows, side, side))[0].numpy()
+    assert drops == pytest.approx(np.array(nuclear_drops(matrix)), abs=5e-8 * np.linalg.norm(matrix) + 1e-300)
 
 
-def test_orthogonal_channels_are_worth_their_norm_and_dead_ones_nothing():
+def test_chip_in_chunks_and_of_orthogonal_and_dead_channels(monkeypatch):
     maps = torch.zeros(1, 5, 2, 2, dtype=torch.float64)
     for i, norm in enumerate((3.0, 2.0, 0.5)):
         maps.view(1, 5, 4)[0, i, i] = norm
     assert chip.independence(maps)[0].tolist() == pytest.approx([3.0, 2.0, 0.5, 0, 0], abs=1e-7)
     assert chip.independence(torch.zeros(2, 3, 2, 2)).tolist() == [[0.0] * 3] * 2
-
-
-def test_chip_in_chunks_is_chip(monkeypatch):
     maps = torch.rand(7, 6, 4, 4)
     whole = chip.independence(maps)
     monkeypatch.setattr(chip, "CHUNK", 1)
     assert torch.allclose(chip.independence(maps), whole, rtol=1e-13, atol=0)
 
 
-def test_maps_are_averaged_over_images_whatever_the_batches(scene):
-    model, units, images = scene
-    parts = mean_over_images(model, units, images, lambda maps: maps.mean(dim=(2, 3)))
-    whole = mean_over_images(model, units, [torch.cat(images)], lambda maps: maps.mean(dim=(2, 3)))
-    for one, other, each in zip(parts, whole, units, strict=True):
-        assert torch.allclose(one, other, rtol=1e-5)
-        assert torch.allclose(one.float(), maps_of(model, each.layer, images).mean(dim=(0, 2, 3)), rtol=1e-4)
+# ---- Taylor, against gates that are really there
 
 
-def test_looking_leaves_no_trace(scene):
-    model, units, images = scene
-    model.train()
-    model.features[1].eval()
-    mean_over_images(model, units, images, lambda maps: maps.mean(dim=(2, 3)))
-    assert model.training
-    assert not model.features[1].training
-    assert model.features[4].training
-    assert not any(module._forward_hooks for module in model.modules())
+def gated(model, module, unit, batches, loss=F.cross_entropy):
+    """Multiply a gate per unit into a module's output, and return its mean squared gradient."""
+    gates = torch.ones(unit.size, dtype=torch.float64, requires_grad=True)
+    channels = gates.repeat(unit.groups)  # one channel of each group
+    handle = model.get_submodule(module).register_forward_hook(
+        lambda _, __, out: out * channels.view(-1, *[1] * (out.ndim - 2)).to(out.dtype)
+    )
+    squares = [torch.autograd.grad(loss(model(x), y), gates)[0].square() for x, y in batches]
+    handle.remove()
+    return torch.stack(squares).mean(dim=0)
 
 
-def test_the_layer_itself_is_read_where_no_batch_norm_follows():
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1))
-    units = find_units(model, torch.zeros(1, 1, 2, 2), [Prunable("0")])
-    (found,) = mean_over_images(model, units, [torch.ones(1, 1, 2, 2)], lambda maps: maps.amax(dim=(2, 3)))
-    expected = model[0](torch.ones(1, 1, 1, 1)).relu().flatten()
-    assert torch.allclose(found.float(), expected)
+def in_double(batches):
+    return [(inputs.double(), labels) for inputs, labels in batches]
 
 
-def test_no_images_and_no_maps_are_refused(scene):
+def test_taylor_is_the_squared_gradient_of_a_gate_behind_batch_norm(scene):
+    model, units, batches = scene
+    model, batches = model.double(), in_double(batches)
+    for unit, scores in zip(units, criteria.score("taylor", model, units, batches), strict=True):
+        norm = f"features.{int(unit.layer.split('.')[1]) + 1}"
+        torch.testing.assert_close(scores, gated(model, norm, unit, batches), rtol=1e-9, atol=1e-20)
+
+
+class Grouped(nn.Module):
+    """A convolution in two groups with batch-norm, one without, and a hidden layer: on 4 x 4 images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, groups=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.hidden, self.out = nn.Linear(32, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.middle(torch.tanh(self.first(x)))))
+        return self.out(torch.relu(self.hidden(x.flatten(1))))
+
+
+def test_taylor_without_batch_norm_in_groups_and_with_a_loss_of_its_own():
+    torch.manual_seed(0)
+    model, batches = Grouped().double().eval(), in_double(labelled(3, 4, 4, classes=3))
+    units = find_units(model, batches[0][0][:1], [Prunable(name) for name in ("first", "middle", "hidden")])
+    assert [unit.groups for unit in units] == [2, 2, 1]
+
+    def loss(outputs, labels):
+        return (outputs[:, 0] - labels).square().mean()
+
+    scores = criteria.score("taylor", model, units, batches, loss)
+    for unit, module, ours in zip(units, ("first", "norm", "hidden"), scores, strict=True):
+        torch.testing.assert_close(ours, gated(model, module, unit, batches, loss), rtol=1e-9, atol=1e-20)
+    per_channel = taylor.score(model, units, batches, loss)
+    assert [len(s) for s in per_channel] == [8, 8, 6]
+
+
+class Attention(nn.Module):
+    """Two heads of three channels over the rows of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(5, 6) for _ in range(3))
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x):
+        q, k, v = (
+            layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+
+
+PARTS = ("query", "key", "value")
+HEADS = Units(
+    "query", 2, False, PARTS, ("out",), head_dim=3, scored_by=(*((n, 0) for n in PARTS), ("out", 1))
+)
+
+
+def test_taylor_and_magnitude_of_a_head_are_those_of_all_its_weights():
+    torch.manual_seed(0)
+    model, batches = Attention().double(), in_double(labelled(4, 5, classes=4))
+    (scores,) = criteria.score("taylor", model, [HEADS], batches)
+    (norms,) = criteria.score("magnitude", model, [HEADS])
+    for head in range(2):
+        rows, squares, norm = slice(3 * head, 3 * head + 3), [], 0.0
+        for inputs, labels in batches:
+            gate = torch.ones((), dtype=torch.float64, requires_grad=True)
+            scaled = {name: p.detach().clone() for name, p in model.named_parameters()}
+            for name in PARTS:
+                for part in (f"{name}.weight", f"{name}.bias"):
+                    scaled[part][rows] = scaled[part][rows].clone() * gate
+            scaled["out.weight"][:, rows] = scaled["out.weight"][:, rows].clone() * gate
+            loss = F.cross_entropy(functional_call(model, scaled, (inputs,)), labels)
+            squares.append(torch.autograd.grad(loss, gate)[0].item() ** 2)
+        assert scores[head].item() == pytest.approx(np.mean(squares), rel=1e-9)
+        norm = sum(model.get_submodule(name).weight[rows].abs().sum() for name in PARTS)
+        assert norms[head].item() == pytest.approx((norm + model.out.weight[:, rows].abs().sum()).item())
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("name", ["bn_scale", "chip", "fpgm", "hrank"])
+def test_criteria_of_images_refuse_attention(name):
+    with pytest.raises(UserError, match=r"^layer 'query': "):
+        criteria.score(name, Attention(), [HEADS], labelled(4, 5))
+
+
+@pytest.mark.parametrize("name", ["chip", "hrank", "taylor"])
+def test_criteria_that_run_the_network_need_batches(name, scene):
     model, units, _ = scene
-    with pytest.raises(UserError, match="needs images, got none"):
-        hrank.score(model, units, [])
-    dense = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(UserError, match=r"layer '0': its output \(1, 3\) is no feature map"):
-        chip.score(dense, [Units("0", 3, False, ("0",), ("2",))], [torch.zeros(1, 4)])
+    with pytest.raises(UserError, match=r"^batches: .* got none"):
+        criteria.score(name, model, units)
 
 
-def test_the_rule_is_as_exact_as_it_says():
-    assert math.exp(-(math.pi**2) / chip.STEP) < 3e-11
+def test_unknown_criteria_missing_norms_and_missing_weights_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4, affine=False))
+    with pytest.raises(UserError, match=r"'luck' is not one of .*taylor"):
+        criteria.check("luck", model, [])
+    for producers in (("0",), ("0", "2")):
+        with pytest.raises(UserError, match="layer '0': no batch-norm with a scale"):
+            criteria.check("bn_scale", model, [Units("0", 4, False, producers, ())])
+    with pytest.raises(UserError, match="layer '1'"):
+        criteria.score("magnitude", model, [Units("1", 4, False, (), ())])

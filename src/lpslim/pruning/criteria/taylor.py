@@ -36,7 +36,7 @@ def score(
             gradients = torch.autograd.grad(value, list(leaves.values()))
             products = {n: leaves[n].detach().double() * g for n, g in zip(leaves, gradients, strict=True)}
             for unit, gate, total in zip(units, gates, totals, strict=True):
-                slopes = [products[name].movedim(axis, 0).flatten(1).sum(dim=1) for name, axis in gate]
+                slopes = [products[n].movedim(axis, 0)[..., None].flatten(1).sum(dim=1) for n, axis in gate]
                 total += pooled([unit], [torch.stack(slopes).sum(dim=0)])[0].square().cpu()
             done += 1
     if not done:
