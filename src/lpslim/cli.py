@@ -7,6 +7,8 @@ import difflib
 import os
 import re
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +22,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lpslim.base import files
 from lpslim.base.errors import RunError, UserError
 from lpslim.experiment import sweep
 from lpslim.experiment.checks import check
@@ -51,10 +54,8 @@ def main(words: Sequence[str], conf: Path) -> int:
         parser.add_argument(*flags, action="store_true")
     parser.add_argument("--config-dir", type=Path)
     own, rest = parser.parse_known_args(words)
-    more = ["dry_run=true"] if own.dry_run else []
-    more += [f"hydra.searchpath=['file://{own.config_dir.absolute()}']"] if own.config_dir else []
-    first = next((place for place, word in enumerate(rest) if "=" in word and word[0] != "-"), len(rest))
-    rest[first:first] = more  # Hydra wants its overrides in one row
+    rest = ["dry_run=true", *rest] if own.dry_run else rest
+    rest = [f"hydra.searchpath=['file://{own.config_dir.absolute()}']", *rest] if own.config_dir else rest
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         if any(word.startswith("-") for word in rest):  # Hydra's own, such as --help and --cfg job
@@ -67,7 +68,7 @@ def main(words: Sequence[str], conf: Path) -> int:
                 configure_log(composed.hydra.job_logging)
                 _execute(composed, composed.hydra)
                 return 0
-        return _sweep(rest, conf, sweep.new_folder(Path(composed.hydra.sweep.dir)), own.debug)
+        return _sweep(rest, conf, Path(composed.hydra.sweep.dir).absolute(), own.debug)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (UserError, RunError) as problem:
@@ -79,11 +80,7 @@ def main(words: Sequence[str], conf: Path) -> int:
 
 
 def compose(words: Sequence[str], conf: Path, swept: bool = False) -> DictConfig:
-    """Return the configuration of a command line, Hydra's node included, without keys that are ``swept``.
-
-    Raises:
-        UserError: a word is not understood, or renamed.
-    """
+    """Return the configuration of a command line, Hydra's node included, without keys that are ``swept``."""
     for word in words:
         if new := RENAMED.get(word) or RENAMED.get(_key(word)):
             raise UserError(f"{word}: is now called {new}")
@@ -93,7 +90,9 @@ def compose(words: Sequence[str], conf: Path, swept: bool = False) -> DictConfig
         return hydra.compose("config", fixed, return_hydra_config=True)
 
 
-def _sweep(words: list[str], conf: Path, folder: Path, debug: bool) -> int:
+def _sweep(words: list[str], conf: Path, place: Path, debug: bool) -> int:
+    files.check_writable(place, "hydra.sweep.dir")
+    folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=place))
     interrupted = False
     try:
         _hydra(["-m", *words, f"hydra.sweep.dir='{folder}'"], conf)
@@ -130,45 +129,36 @@ def _execute(composed: DictConfig, job: Any) -> Path | None:
     config = checked(composed, job)
     from lpslim.experiment.runner import execute  # imports torch, which a refusal need not wait for
 
-    return execute(config, _experiment_file(config.name, job.overrides.hydra)).record_path
-
-
-def _experiment_file(name: str, words: Sequence[str]) -> Config | None:
-    table, _, row = name.rpartition("/")
-    if row not in GlobalHydra.instance().config_loader().get_group_options(f"experiment/{table}"):
-        return None
-    words = [f"experiment={name}", *(word for word in words if _key(word) == "hydra.searchpath")]
-    config: Any = OmegaConf.to_object(hydra.compose("config", words))
-    return config
+    table, _, row = config.name.rpartition("/")
+    experiment = None
+    if row in GlobalHydra.instance().config_loader().get_group_options(f"experiment/{table}"):
+        experiment = checked(hydra.compose("config", [f"experiment={config.name}", *job.overrides.hydra]))
+    return execute(config, experiment).record_path
 
 
 def checked(composed: DictConfig, job: Any = None) -> Config:
-    """Return the typed configuration; ``job`` is Hydra's node, which knows the choices of groups and the words.
-
-    Raises:
-        UserError: an unknown key, a value that cannot be, or a setting given beside a method's own.
-    """
+    """Return the typed configuration, or refuse it; ``job``: Hydra's node, with the words that were typed."""
     choices, words = (job.runtime.choices, _words(job)) if job else ({}, [])
-    with open_dict(composed):
-        composed.pop("hydra", None)
-    values: dict[str, Any] = dict(flat(OmegaConf.to_container(composed)))  # type: ignore[arg-type]
-    unknown = [key for key in values if key not in KEYS and not key.startswith(PLUGIN_KEYS)]
-    resolved = [key for key, value in values.items() if RESOLVER.search(str(value))]
-    beside = [word for word in words if choices.get("method") and _key(word) in SET_BY_METHOD]
-    faults = [_unknown(key, KEYS) for key in unknown]
-    faults += [f"{key}: a value may not call a resolver (${{name:...}})" for key in resolved]
-    faults += [f"{word}: is set by method={choices['method']}, so must not be given" for word in beside]
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    with explained(words):
+        typed = OmegaConf.merge(OmegaConf.structured(Config), own)
+    values: Any = OmegaConf.to_container(typed)
+    faults = [f"{key}: a value may not call a resolver (${{name:...}})"
+              for key, value in flat(values) if RESOLVER.search(str(value))]  # fmt: skip
+    if method := choices.get("method"):
+        faults += [f"{word}: is set by method={method}, so must not be given"
+                   for word in words if _key(word) in SET_BY_METHOD]  # fmt: skip
     if faults:
         raise UserError("\n".join(faults))
     with explained(words):
-        config: Any = OmegaConf.to_object(composed)
+        config: Any = OmegaConf.to_object(typed)
     check(config, choices)
     return config
 
 
 @contextmanager
 def explained(words: Sequence[str], conf: Path = Path()) -> Iterator[None]:
-    """Turn what Hydra raises in the block into a UserError of one line."""
+    """Turn what Hydra raises in the block into a UserError of one line: what was typed, what it may be."""
     try:
         yield
     except (UserError, RunError):
@@ -178,40 +168,38 @@ def explained(words: Sequence[str], conf: Path = Path()) -> Iterator[None]:
 
 
 def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> str:
-    """Return what was refused, by the words that were typed for keys and groups, and what it may be."""
     cause = problem.__cause__ or problem
     if isinstance(problem, OverrideParseException) or "" in typed:
-        return f"{getattr(problem, 'override', typed.get(''))}: cannot be read as key=value; quote what is special: 'key=\"a b\"'"
-    if isinstance(problem, MissingConfigException) and (missing := problem.missing_cfg_file):
-        group = next((key for key in typed if missing.startswith(f"{key}/")), missing.rpartition("/")[0])
-        if missing.removeprefix(f"{group}/") not in typed.get(group, missing):  # a preset of ours
-            return f"{typed[group]}: needs Hydra's plug-in {missing}; see conf/{typed[group].replace('=', '/')}.yaml"
-        return f"{missing.replace(f'{group}/', f'{group}=')}: {_choices(group, conf, problem.options or ())}"
-    if isinstance(problem, ValueError) and (
-        key := next((key for key, word in typed.items() if word.endswith(("=", "=null"))), None)
-    ):
-        return f"{typed[key]}: {_choices(key, conf)}"
+        word = getattr(problem, "override", typed.get(""))
+        return f"{word}: cannot be read as key=value; quote what is special: 'key=\"a b\"'"
+    if isinstance(problem, MissingConfigException | ValueError):
+        missing, known = getattr(problem, "missing_cfg_file", None) or "", getattr(problem, "options", None)
+        for key, word in typed.items():
+            if missing.startswith(f"{key}/") or word.endswith(("=", "=null")):
+                files = (path.relative_to(conf / key) for path in (conf / key).rglob("[!_]*.yaml"))
+                choices = sorted({*(str(path.with_suffix("")) for path in files), *(known or ())})
+                plugin = (
+                    word.partition("=")[2] in choices
+                )  # a preset is there, but not Hydra's plug-in for it
+                return f"{word}: " + (
+                    f"needs Hydra's plug-in {missing}" if plugin else f"must be one of {', '.join(choices)}"
+                )
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return _unknown(str(cause.full_key), [*KEYS, *(path.name for path in conf.iterdir())])
+        key = str(cause.full_key)
+        near = difflib.get_close_matches(
+            key, [*KEYS, *(path.name for path in conf.iterdir())], n=2, cutoff=0.5
+        )
+        hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+        return f"{key}: no such key; {f'+{key}=... adds it' if key.startswith(PLUGIN_KEYS) else hint}"
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key = cause.full_key.partition("[")[0]
         return f"{typed.get(key, key)}: {str(cause.msg).splitlines()[0]}"
     return " ".join(str(cause).split())
 
 
-def _choices(group: str, conf: Path, known: Sequence[str] = ()) -> str:
-    files = [str(path.relative_to(conf / group).with_suffix("")) for path in (conf / group).rglob("[!_]*.yaml")]
-    return f"must be one of {', '.join(sorted({*files, *known}))}"
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
-    return f"{key}: no such key; {f'+{key}=... adds it' if key.startswith(PLUGIN_KEYS) else hint}"
-
-
 def _words(job: Any) -> list[str]:
-    return [str(word) for word in OmegaConf.to_container(job.overrides.task)]  # not resolved
+    words: Any = OmegaConf.to_container(job.overrides.task)  # with ${...} as it was typed
+    return list(words)
 
 
 def _key(word: str) -> str:

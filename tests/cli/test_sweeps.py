@@ -43,7 +43,7 @@ def end(process, timeout=300):
     """Return the exit code, the lines of the summary and the error stream."""
     said, problems = process.communicate(timeout=timeout)
     lines = said[said.find("sweep: ") :].splitlines() if "sweep: " in said else []
-    return process.returncode, lines, problems
+    return process.returncode, [line for line in lines if line.startswith(("sweep: ", "  "))], problems
 
 
 def swept(folder, *words):

@@ -47,9 +47,7 @@ def check(config: Config, choices: Mapping[str, str] = MappingProxyType({})) -> 
     for key, value, metadata in schema.declared(config):
         rule = metadata.get("rule") or NAMES.get(key) or TRAINING.get(key.rpartition(".")[2], schema.ANY)
         if value is not None and not rule.accepts(value):
-            faults.append(
-                _fault(key, value, rule.allowed if isinstance(rule.allowed, str) else rule.allowed())
-            )
+            faults.append(_fault(key, value, rule.allowed))
     if faults := [*faults, *_combinations(config, choices)]:
         raise UserError("\n".join(faults))
 

@@ -21,21 +21,12 @@ class Rule(NamedTuple):
     """What a value may be: a test, which null is not put to, and its words for the user."""
 
     accepts: Callable[[Any], object]
-    allowed: str | Callable[[], str]
+    allowed: str
 
 
 def one_of(*names: str) -> Rule:
     """Return the rule for a value that is one of a few names."""
     return Rule(lambda value: value in names, f"one of {', '.join(names)}")
-
-
-def plugin(package: str, *more: str) -> Rule:
-    """Return the rule for the name of a plug-in of a package (base.registry), or one ``more``."""
-
-    def names() -> list[str]:
-        return [*registry.choices(package), *more]
-
-    return Rule(lambda value: value in names(), lambda: f"one of {', '.join(names())}")
 
 
 def between(least: int, most: int, unit: str) -> Rule:
@@ -52,6 +43,7 @@ SHARE = Rule(lambda value: 0 < value < 1, "a share above 0 and below 1")
 FOLDER = Rule(lambda value: value and "\0" not in value, "a folder")
 ONE_LINE = Rule(str.isprintable, "on one line")
 INPUT = one_of("image", "text")
+CRITERION = one_of(*registry.choices("pruning.criteria"))
 KIND = Rule(lambda kind: kind in ("", *KINDS), one_of(*KINDS).allowed)
 NORM = Rule(lambda p: p == 0 or 1 <= p < inf, "1 or more (the penalty is |z|^(1/p)), or 0 for L0")
 CAP = Rule(POSITIVE.accepts, "a positive number, or null for no synaptic inhibition")
@@ -73,7 +65,7 @@ class Model:
     to start from: a file, torchvision's of this name, or an encoder's name (lpslim.models.encoders).
     """
 
-    family: str = key(MISSING, plugin("models.families"))
+    family: str = key(MISSING, one_of(*registry.choices("models.families")))
     name: str = MISSING
     input: str = key("image", INPUT)
     floor: float = key(0.0, BELOW_ONE)
@@ -90,7 +82,7 @@ class Dataset:
     """
 
     name: str = MISSING
-    source: str = key(MISSING, plugin("data.datasets"), ignored=True)
+    source: str = key(MISSING, one_of(*registry.choices("data.datasets")), ignored=True)
     input: str = key("image", INPUT)
     root: str = key("data", FOLDER, ignored=True)
     download: bool = key(False, ignored=True)
@@ -112,8 +104,8 @@ class Regularizer:
     ``options`` and ``penalty_options``: parameters of the two that are none of the paper's knobs.
     """
 
-    name: str = key("admm", plugin("training.regularizers", "none"))
-    penalty: str = key("lp", plugin("sparsity.penalties"))
+    name: str = key("admm", one_of(*registry.choices("training.regularizers"), "none"))
+    penalty: str = key("lp", one_of(*registry.choices("sparsity.penalties")))
     form: str = key("squared", one_of("squared", "norm"))
     updates_per_epoch: int = key(1, ONE_OR_MORE)
     options: dict[str, Any] = field(default_factory=dict)
@@ -129,10 +121,10 @@ class Criterion:
     that sets how many channels a layer keeps; ``name`` then ranks channels inside a layer alone.
     """
 
-    name: str = key("magnitude", plugin("pruning.criteria"))
+    name: str = key("magnitude", CRITERION)
     weights: str = key("Z", one_of("Z", "W"))
     score_norm: str = key("minmax", one_of("minmax", "uniform", "raw"))
-    layer_budget_from: str | None = key(None, plugin("pruning.criteria"))
+    layer_budget_from: str | None = key(None, CRITERION)
 
 
 @dataclass

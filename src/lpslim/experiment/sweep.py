@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,25 +17,18 @@ from lpslim.base.errors import RunError, UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 
-WORDS = {"done": "done   ", "failed": "FAILED ", "lost": "LOST   "}
 LOST = "killed or stopped before its end; the same command goes on"
 MEASURES: Mapping[str, Callable[[Record], float]] = {
     "val_accuracy": lambda record: record.curves["finetune"].val_accuracy[-1],
-    "params": lambda record: record.cost.pruned.params,  # type: ignore[union-attr]  # set, as it did not diverge
+    "params": lambda record: record.cost.pruned.params,  # type: ignore[union-attr]  # None if it diverged
     "macs": lambda record: record.cost.pruned.macs,  # type: ignore[union-attr]
 }
-
-
-def new_folder(place: Path) -> Path:
-    """Make a folder for the notes of one sweep."""
-    files.check_writable(place, "hydra.sweep.dir")
-    return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=place.absolute()))
 
 
 @contextmanager
 def job(folder: Path, number: int, words: Sequence[str]) -> Iterator[None]:
     """Note that a job began, and its end; a failure is noted and not raised, so that the other jobs go on."""
-    note = {"words": list(words), "state": "lost", "problem": LOST, "code": 1, "trace": ""}
+    note = {"words": list(words), "state": "LOST", "problem": LOST, "code": 1, "trace": ""}
     files.write_json(folder / f"job{number}.json", note)  # it stays so if the process dies
     try:
         yield
@@ -45,7 +36,7 @@ def job(folder: Path, number: int, words: Sequence[str]) -> Iterator[None]:
     except Exception as problem:
         foreseen = isinstance(problem, UserError | RunError)
         text = str(problem) if foreseen else f"{type(problem).__name__}: {problem}"
-        note |= {"state": "failed", "problem": text, "code": 2 if isinstance(problem, UserError) else 1}
+        note |= {"state": "FAILED", "problem": text, "code": 2 if isinstance(problem, UserError) else 1}
         note |= {"trace": "".join(traceback.format_exception(problem))}
     files.write_json(folder / f"job{number}.json", note)
 
@@ -58,28 +49,24 @@ def notes(folder: Path) -> list[dict[str, Any]]:
 
 def summary(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines on what became of the jobs, each named by the words that not all of them share."""
-    count = {state: sum(job["state"] == state for job in jobs) for state in WORDS}
-    lost = f", {count['lost']} lost" if count["lost"] else ""
-    lines = [f"sweep: {len(jobs)} jobs, {count['failed']} failed{lost}"]
+    states = [note["state"] for note in jobs]
+    lost = f", {states.count('LOST')} lost" if "LOST" in states else ""
+    lines = [f"sweep: {len(jobs)} jobs, {states.count('FAILED')} failed{lost}"]
     for note in jobs:
         own = [word for word in note["words"] if not all(word in other["words"] for other in jobs)]
         reason = f": {note['problem'].splitlines()[0]}" if note["problem"] else ""
-        lines.append(f"  {WORDS[note['state']]}{' '.join(own or note['words'])}{reason}")
+        lines.append(f"  {note['state']:<7}{' '.join(own or note['words'])}{reason}")
     return lines
 
 
 class Objective(Callback):
-    """Hydra callback that gives a sweeper which searches the ``measures`` of a job's record, in this order.
-
-    Raises:
-        UserError: a measure is not in MEASURES, which has none of the test set.
-    """
+    """Hydra callback that gives a sweeper which searches the ``measures`` of a job's record, in order."""
 
     def __init__(self, measures: Sequence[str]) -> None:
         self.measures = list(measures)
         for name in {*measures} - {*MEASURES}:
-            key = f"hydra.callbacks.objective.measures={name}"
-            raise UserError(f"{key}: must be one of {', '.join(MEASURES)}")
+            known = ", ".join(MEASURES)
+            raise UserError(f"hydra.callbacks.objective.measures={name}: must be one of {known}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Replace the path of the job's record by its measures; a job that failed has none."""
