@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from statistics import fmean
 
 from lpslim.base.errors import UserError
 from lpslim.experiment.records import RULE, VERSIONS, Record
@@ -31,10 +33,8 @@ class Group:
     @property
     def failure(self) -> str:
         """Places where runs diverged, such as ``diverged (finetune, epoch 3)``; empty if none did."""
-        places = dict.fromkeys(
-            f"{r.diverged.stage}, epoch {r.diverged.epoch}" for r in self.diverged if r.diverged
-        )
-        return f"diverged ({'; '.join(places)})" if places else ""
+        places = [f"{own.stage}, epoch {own.epoch}" for run in self.diverged if (own := run.diverged)]
+        return f"diverged ({'; '.join(dict.fromkeys(places))})" if places else ""
 
     def accuracy(self, stage: str, protocol: str) -> Summary:
         """Return the test accuracy after ``stage`` in percent; ValueError where all runs diverged."""
@@ -42,9 +42,8 @@ class Group:
 
     def drop(self, protocol: str) -> Summary:
         """Return dense minus fine-tuned accuracy, run by run, in points; a gain is negative."""
-        return summary(
-            [r.accuracy["baseline"][protocol] - r.accuracy["finetune"][protocol] for r in self.runs]
-        )
+        runs = [run.accuracy for run in self.runs]
+        return summary([run["baseline"][protocol] - run["finetune"][protocol] for run in runs])
 
     def cost(self, key: str) -> Summary:
         """Return ``flops_drop`` or ``params_drop`` in percent."""
@@ -83,9 +82,11 @@ def slug(pair: Sequence[str]) -> str:
 
 def best(groups: Sequence[Group], protocol: str, most: int) -> Sequence[Group]:
     """Return all groups, or of more than ``most`` those of the highest accuracy."""
-    ended = (group for group in groups if group.runs)
-    ranked = sorted(ended, key=lambda group: -group.accuracy("finetune", protocol).mean)
-    return groups if len(groups) <= most else ranked[:most]
+
+    def mean(group: Group) -> float:
+        return fmean(run.accuracy["finetune"][protocol] for run in group.runs)
+
+    return groups if len(groups) <= most else nlargest(most, (g for g in groups if g.runs), key=mean)
 
 
 def outdated(record: Record) -> str:

@@ -26,14 +26,13 @@ Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
 class Claim:
     """A published row, and one configuration that was measured for it, if there is any.
 
-    status: verdict, or the reason why there is none; ``command`` fills the row where it is not measured.
+    status: verdict, or the reason why there is none, with the command that fills the row.
     measured: column of the row -> value in its unit; empty where every run diverged.
     difference: measured minus published accuracy in points (or of the changes from the dense networks).
     """
 
     row: Row
     status: str
-    command: str = ""
     group: Group | None = None
     measured: Mapping[str, Summary] = field(default_factory=dict)
     difference: float | None = None
@@ -48,8 +47,8 @@ def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Cla
         experiments = [other.experiment for other in rows if dense_of(other, rows) is row]
         own = [run for name in experiments for run in runs.get(name, ()) if not run.differs]
         dense = grouped((run for run in own if not run.diverged and not outdated(run)), "baseline")
-        nothing = Claim(row, "not run: measured with its rows")
-        return [_judged(row, rows, group, dense, protocol) for group in dense] or [nothing]
+        nothing = "not run: measured with its rows" if any(experiments) else "needs every task"
+        return [_judged(row, rows, group, dense, protocol) for group in dense] or [Claim(row, nothing)]
     if not row.experiment:
         return [Claim(row, "needs every task" if row.method == OURS else "published only")]
     every = runs.get(row.experiment, ())
@@ -58,14 +57,14 @@ def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Cla
     for group in best(grouped(run for run in every if run.differs), protocol, MOST):
         changed = ", ".join(setting(key, ours) for key, (_, ours) in sorted(group.first.differs.items()))
         status = f"other settings: {changed}" + f"; {group.failure}" * (not group.runs)
-        judged.append(Claim(row, status, "", group, _measured(row, group, protocol)))
-    return judged if configured else [Claim(row, "not run", run_command(row.experiment)), *judged]
+        judged.append(Claim(row, status, group, _measured(row, group, protocol)))
+    return judged if configured else [Claim(row, f"not run: {run_command(row.experiment)}"), *judged]
 
 
 def _judged(row: Row, rows: Sequence[Row], group: Group, configured: Sequence[Group], protocol: str) -> Claim:
     """Return the claim of a group with the row's own settings; ``configured`` are all such groups."""
     if not group.runs:
-        return Claim(row, group.failure, "", group)
+        return Claim(row, group.failure, group)
     measured = _measured(row, group, protocol)
     value, published, how = measured[row.column].mean, row.accuracy, ""
     reference = None if row.is_dense else dense_of(row, rows)
@@ -85,7 +84,7 @@ def _judged(row: Row, rows: Sequence[Row], group: Group, configured: Sequence[Gr
     else:
         difference = value - published
         status = how + verdict(value, published, BANDS.get(row.table, BAND))
-    return Claim(row, status, "", group, measured, difference)
+    return Claim(row, status, group, measured, difference)
 
 
 def _measured(row: Row, group: Group, protocol: str) -> dict[str, Summary]:

@@ -18,7 +18,7 @@ from reproduce import plots, published
 from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug
 from reproduce.compare import is_original
 from reproduce.names import PROTOCOL, named, shared
-from reproduce.plots import NEAR, Series, literal
+from reproduce.plots import ADMM, NEAR, Series, literal
 from reproduce.published import number
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
@@ -29,17 +29,14 @@ TITLE_WIDTH, SHORT = 100, 14  # characters; of short legend entries, six fit sid
 
 
 def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
-    """Return ``{"<kind>_<data set>_<model>": figure}`` for every data set and model that has records.
-
-    Of more configurations than marks can tell apart, the best are drawn; none that diverged.
-    """
+    """Return ``{"<kind>_<data set>_<model>": figure}`` for every data set and model with runs that ended."""
     made = {}
     for pair, every in by_pair(run for run in shown if not run.diverged).items():
         groups = best(every, protocol, plots.MOST)
         pairs, title = named(groups), f"{pair[1]} on {pair[0]}"
         title += f", best {len(groups)} of {len(every)}" * (len(groups) < len(every))
         title += " († measured by older code)" * any("†" in name for name, _ in pairs)
-        if admm := _alike(pairs, lambda run: run.convergence and run.groups["sparsify"]):
+        if admm := _alike(pairs, lambda r: any(map(ADMM.issubset, r.convergence)) and r.groups["sparsify"]):
             made[f"residuals_{slug(pair)}"] = figure = _figure(f"Convergence of the ADMM, {title}", 2)
             plots.convergence(figure.axes, admm)
         if widths := _alike(pairs, lambda run: run.channels and canonical(run.channels)):
@@ -49,7 +46,8 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
         original = [group for group in groups if rows and is_original(group.first.data)]
         if budget := one_budget(groups):
             key, drop = budget
-            beside = [row for row in rows if original and abs((number(row.cells[key]) or 0) - drop) < NEAR]
+            drops = [number(row.cells.get(key, "NA")) or 0.0 for row in rows if original]
+            beside = [row for row, own in zip(rows, drops, strict=False) if abs(own - drop) < NEAR]
             drawn = plots.series(pairs)
             height = 1.4 + LINE * (len(beside) + sum(1 + label.count("\n") for _, label, _ in drawn))
             figure = _figure(f"{title}, {drop:.0f} % of the {BUDGETS[key]} removed", 1, height)

@@ -30,20 +30,22 @@ def named(groups: Sequence[Group]) -> list[tuple[str, Group]]:
 
 
 def _details(records: Sequence[Record]) -> list[list[str]]:
-    """Return for each record the settings, data and code that tell it from the others."""
-    if len(records) == 1:
-        return [[]]
-    settings = [_settings(record) for record in records]
-    first = settings[0]
-    keys = dict.fromkeys(key for own in settings for key in own)
-    varying = [k for k in keys if k not in IGNORED_KEYS and any(s.get(k) != first.get(k) for s in settings)]
-    return [[setting(key, own[key]) for key in varying if key in own] for own in settings]
+    """Return for each record the settings, data and code that tell it from the others, or else its key."""
+    whole = [
+        {**r.config, "seed": 0, "data": r.data.source, "code": list(r.versions.values()), "rule": r.cost.rule}
+        for r in records
+    ]
+    parts = [key for key in dict.fromkeys(key for own in whole for key in own) if _differs(key, whole)]
+    settings = [dict(flat({key: own.get(key) for key in parts})) for own in whole]
+    keys = [key for key in dict.fromkeys(key for own in settings for key in own) if _differs(key, settings)]
+    details = [[setting(key, own[key]) for key in keys if key in own] for own in settings]
+    if len(set(map(tuple, details))) < len(details):
+        details = [[*own, f"key={record.group[:8]}"] for own, record in zip(details, records, strict=True)]
+    return details
 
 
-def _settings(record: Record) -> dict[str, Any]:
-    data = f"{record.data.source} ({record.data.fingerprint.rpartition(':')[2][:8]})"
-    code = "/".join(map(str, record.versions.values()))
-    return {**dict(flat(record.config)), "seed": None, "data": data, "code": code, "rule": record.cost.rule}
+def _differs(key: str, settings: Sequence[dict[str, Any]]) -> bool:
+    return key not in IGNORED_KEYS and any(own.get(key) != settings[0].get(key) for own in settings)
 
 
 def setting(key: str, value: Any) -> str:
@@ -61,4 +63,5 @@ def shared(labels: Sequence[str]) -> str:
 
 def plain(text: str) -> str:
     """Return ``text`` on one line: every control character and run of white space is one space."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    printable = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())

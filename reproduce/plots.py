@@ -23,6 +23,7 @@ GREY = "#8A8A8A"
 HOLLOW: dict[str, Any] = {"color": "black", "marker": "v", "mfc": "none", "label": "published"}
 LEGEND_WIDTH = 46  # characters
 NEAR = 1.0  # points of a drop: one budget
+ADMM = {"primal", "dual", "sparsity", "capped"}  # what its outer iterations record
 TICKS = 20  # layer names that fit side by side
 
 Series = Sequence[tuple[Group, str, dict[str, Any]]]  # groups with their labels, colours and markers

@@ -1,7 +1,6 @@
 """Tables of published and measured figures, rendered from the records: ``python -m reproduce.tables``."""
 
 import argparse
-import gc
 import re
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ PLACE = {"depth": "Depth", "task": "Task", "block": "Block", "method": "Method",
          "finetune_epochs": "Epochs", "params_millions": "Params (M)"}  # fmt: skip
 CELLS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "score": "Score", "flops_drop": "FLOPs drop (%)",
          "params_drop": "Params drop (%)"}  # fmt: skip
-MOST = 200  # lines of a table of measurements on a page; the CSV file has all
+MOST = 50  # lines of a table of measurements on a page; the CSV file has all
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PAGES = Path(__file__).parent / "pages"
 
@@ -36,8 +35,7 @@ def published_line(claim: Claim) -> Line:
             line[f"{head}, published"] = None if group and group.first.differs else row.cells[column]
             line[f"{head}, measured"] = claim.measured.get(column)
     line |= {"n": group.n if group else None, "Data": group.first.data.source if group else None}
-    status = f"{claim.status}: {claim.command}" if claim.command else claim.status
-    return {**line, "Difference": claim.difference, "Status": status}
+    return {**line, "Difference": claim.difference, "Status": claim.status}
 
 
 def measured_lines(groups: Sequence[Group], protocol: str) -> list[Line]:
@@ -127,10 +125,10 @@ def section(lines: Sequence[Line]) -> str:
 def update_readme(readme: Path, content: str) -> None:
     """Replace what stands between the two markers in ``readme``; UserError where they are not there."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    before, *markers, after = re.split(f"({BEGIN}|{END})", text)
-    if markers[::2] != [BEGIN, END]:
+    parts = re.split(f"({BEGIN}|{END})", text)
+    if parts[1::2] != [BEGIN, END]:
         raise UserError(f"--readme {readme}: must be a file with {BEGIN} and {END} once each, in this order")
-    files.write_text(readme, f"{before}{BEGIN}\n{content}{END}{after}")
+    files.write_text(readme, f"{parts[0]}{BEGIN}\n{content}{END}{parts[-1]}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,5 +156,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    gc.disable()  # what is read is kept to the end: to look for garbage among it takes a third of the time
     sys.exit(main())

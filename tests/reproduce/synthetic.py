@@ -1,69 +1,78 @@
 """Records as a run writes them, with made-up numbers; written only below a test's own folder."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lpslim.experiment import records
-from lpslim.experiment.config import Config
-from lpslim.experiment.records import Record
-from lpslim.experiment.versions import RULE
+from lpslim.experiment.config import IGNORED_KEYS, Config, flat
+from lpslim.experiment.records import RULE, VERSIONS, Record
 
 ORIGINAL = {"name": "cifar10", "source": "torchvision batches", "fingerprint": "a" * 64}
 JPEG = {"name": "cifar10", "source": "image folder cifar10_jpeg", "fingerprint": "b" * 64}
 DIGITS = {"name": "digits", "source": "scikit-learn, embedded", "fingerprint": "c" * 64}
-WIDTHS = {"features.0": [20, 64], "features.3": [31, 64], "features.7": [9, 128], "features.10": [77, 128]}
+WIDTHS = {"features.0": (20, 64), "features.3": (31, 64), "features.7": (9, 128), "features.10": (77, 128)}
+NO_ADMM = {"method": "no ADMM", "kind": "control", "regularizer.name": "none"}
+NO_CAP = {"method": "Lp p=5, no cap", "M": None}
+STAGES = ("baseline", "sparsify", "score", "prune", "finetune")
+EPOCHS = {"baseline": 3, "sparsify": 2, "finetune": 4}
+DEFAULTS = {"dense": 94.0, "pruned": 60.0, "final": 93.5, "drop": 60.6, "rule": RULE, "versions": {}}
+CONVERGENCE = [
+    {"iteration": i, "primal": 20 / i**2, "dual": 0.03 / i, "sparsity": 1 - 0.5 / i, "capped": 0.9 / i}
+    for i in range(1, 6)
+]
 
 
 def record(experiment: str = "adhoc", seed: int = 0, **changes: Any) -> Record:
-    """Make a record; ``changes`` are fields of Record, dotted keys of its config, or these three:
+    """Make a record; ``changes`` are fields of Record, dotted keys of its config, or keys of DEFAULTS:
 
     ``dense``, ``pruned``, ``final``: the accuracies under ``last``; ``val`` adds 0.1, ``paper`` adds 0.2.
+    ``drop``: of the FLOPs, in percent. Settings, data, rule and versions enter the keys, as in a run.
     """
-    accuracy = {
-        stage: changes.pop(stage, value)
-        for stage, value in (("dense", 94.0), ("pruned", 60.0), ("final", 93.5))
-    }
-    fields = {name: changes.pop(name) for name in list(changes) if name in Record.__dataclass_fields__}
+    given = {key: changes.pop(key, value) for key, value in DEFAULTS.items()}
+    fields = {name: changes.pop(name) for name in list(changes) if name in Record.__struct_fields__}
     config = _config(seed, {"name": experiment, **changes})
-    epochs = {"baseline": 3, "sparsify": 2, "finetune": 4}
-    if config["regularizer"]["penalty"] == "none":
-        del epochs["sparsify"]
+    stages = [s for s in STAGES if s != "sparsify" or config["regularizer"]["name"] != "none"]
+    versions = {stage: given["versions"].get(stage, VERSIONS[stage]) for stage in stages}
+    sizes = {"metric": "accuracy", "train": 45_000, "val": 5_000, "test": 10_000}
+    data = {**ORIGINAL, **sizes, **fields.pop("data", {})}
+    drop, basis = given["drop"], (data["fingerprint"], given["rule"], versions)
+    keys = _keys(config, *basis, seed)
     content: dict[str, Any] = {
-        "experiment": experiment,
-        "seed": seed,
-        "differs": {},
-        "config": config,
-        "data": {**ORIGINAL, "train": 45_000, "val": 5_000, "test": 10_000},
+        "schema": 2, "experiment": experiment, "method": "Lp p=5, M=1", "kind": "ADMM", "seed": seed,
+        "stages": keys, "groups": _keys(config, *basis, None), "versions": versions, "weights": {},
+        "differs": {}, "config": config, "data": data, "channels": WIDTHS,
         "cost": {
-            "rule": RULE,
-            "dense": {"macs": 1000, "params": 100},
-            "pruned": {"macs": 394, "params": 18},
-            "flops_drop": 60.6,
-            "params_drop": 82.0,
+            "rule": given["rule"], "flops_drop": drop, "params_drop": drop + 21.4,
+            "dense": {"macs": 100_000, "params": 100_000},
+            "pruned": {"macs": round(1000 * (100 - drop)), "params": round(1000 * (78.6 - drop))},
         },
         "accuracy": {
-            "baseline": _protocols(accuracy["dense"]),
-            "prune": {"last": accuracy["pruned"]},
-            "finetune": _protocols(accuracy["final"]),
+            stage: {"last": given[key], "val": given[key] + 0.1, "paper": given[key] + 0.2}
+            for stage, key in (("baseline", "dense"), ("prune", "pruned"), ("finetune", "final"))
         },
-        "channels": WIDTHS,
-        "convergence": _convergence() if "sparsify" in epochs else [],
-        "curves": {stage: _curve(n) for stage, n in epochs.items()},
-        "seconds": {"baseline": 1.0},
-        "environment": {"commit": None},
-        **fields,
-    }
-    content["data"] = {"train": 45_000, "val": 5_000, "test": 10_000, **content["data"]}
-    dense = (seed, content["data"]["fingerprint"], config["model"], config["baseline"], config["epoch_scale"])
-    admm = (*dense, config["p"], config["M"], config["regularizer"])
-    content.setdefault("stages", {"baseline": _key(dense), "sparsify": _key(admm)})
-    content.setdefault("key", _key(experiment, seed, config, content["data"]["fingerprint"]))
-    return Record(**content)
+        "convergence": CONVERGENCE if "sparsify" in stages else [],
+        "curves": {
+            stage: {name: [1.0] * EPOCHS[stage] for name in ("train_loss", "val_accuracy", "test_accuracy")}
+            for stage in EPOCHS if stage in stages
+        },
+        "seconds": {"baseline": 1.0}, "environment": {"commit": None}, **fields,
+    }  # fmt: skip
+    return msgspec.convert({"key": content["stages"]["finetune"], **content}, Record)
+
+
+def lost(experiment: str = "adhoc", seed: int = 0, stage: str = "finetune", **changes: Any) -> Record:
+    """Make the record of a run that diverged in epoch 3 of ``stage``, before it was pruned or after."""
+    whole = msgspec.to_builtins(record(experiment, seed, **changes))
+    del whole["accuracy"]["finetune"], whole["curves"]["finetune"]
+    if stage != "finetune":
+        whole |= {"cost": {"rule": RULE}, "channels": {}, "convergence": [], "accuracy": {}, "curves": {}}
+    where = {"stage": stage, "epoch": 3, "step": 7, "loss": "nan"}
+    return msgspec.convert(whole | {"diverged": where}, Record)
 
 
 def write(results: Path, *made: Record) -> Path:
@@ -80,9 +89,8 @@ def seeds(experiment: str, finals: Sequence[float], **changes: Any) -> list[Reco
 
 def _config(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     config = asdict(Config(seed=seed))
-    config["model"] |= {"family": "vgg", "name": "vgg16"}
-    config["dataset"] |= {"name": "cifar10", "source": "cifar"}
-    for key, value in changes.items():
+    network = {"model.family": "vgg", "model.name": "vgg16", "dataset.name": "cifar10"}
+    for key, value in (network | changes).items():
         *path, leaf = key.split(".")
         node = config
         for part in path:
@@ -92,27 +100,14 @@ def _config(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _protocols(last: float) -> dict[str, float]:
-    return {"last": last, "val": last + 0.1, "paper": last + 0.2}
-
-
-def _convergence() -> list[dict[str, float]]:
-    return [
-        {
-            "iteration": i,
-            "epoch": float(i),
-            "primal": 20 / i**2,
-            "dual": 0.03 / i,
-            "sparsity": 1 - 0.5 / i,
-            "capped": 0.9 / i,
-        }
-        for i in range(1, 6)
-    ]
-
-
-def _curve(epochs: int) -> dict[str, list[float]]:
-    return {name: [1.0] * epochs for name in ("train_loss", "val_accuracy", "test_accuracy")}
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+def _keys(config: dict[str, Any], data: str, rule: str, versions: dict[str, int], seed: int | None) -> dict:
+    """Return a key per stage, of what it and the stages before it depend on."""
+    dense = [config[key] for key in ("model", "dataset", "baseline")]
+    admm = [dense, *(config[key] for key in ("p", "M", "rho", "lamb", "regularizer"))]
+    every = [rule, {key: own for key, own in flat(config) if key not in IGNORED_KEYS and key != "seed"}]
+    keys, code = {}, []
+    for stage, version in versions.items():
+        code.append(version)
+        text = repr((stage, seed, data, code, {"baseline": dense, "sparsify": admm}.get(stage, every)))
+        keys[stage] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return keys
