@@ -1,0 +1,1 @@
+"""One small plug-in of each kind, in a package of its own."""
