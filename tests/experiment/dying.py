@@ -91,5 +91,5 @@ def facts(folder: Path) -> list[dict[str, Any]]:
 
 def finished(folder: Path) -> dict[str, int]:
     """Return the finished stages and what tells each from one that was computed again."""
-    return {str(p.parent): p.stat().st_ino for p in (folder / "outputs" / "stages").glob("*/*/stage.json")
-            if not p.parent.name.startswith(".")}  # fmt: skip
+    manifests = (folder / "outputs" / "stages").glob("*/[!.]*/stage.json")
+    return {str(path.parent): path.stat().st_ino for path in manifests}

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from lpslim.experiment.config import IGNORED_KEYS
+from lpslim.experiment.config import IGNORED_KEYS, Config, Dataset, Model
 from lpslim.experiment.keys import method, plan, trainings
+from lpslim.training.schedule import RuntimeConfig
 from tests.composing import configured
 
 DATA = SimpleNamespace(fingerprint="f" * 64, reading={}, shape=(1, 8, 8))
@@ -37,7 +38,15 @@ def changed(one, other, field="key"):
 
 
 def test_golden_keys():
-    assert {name: (step.key, step.group) for name, step in planned().items()} == {}
+    model, dataset = Model(family="vgg", name="vgg_small"), Dataset(name="digits", source="digits")
+    config = Config(model=model, dataset=dataset, trainer=RuntimeConfig(precision="fp32"))
+    assert {name: (step.key, step.group) for name, step in plan(config, DATA).items()} == {
+        "baseline": ("dd2fcc8adaaf6a2a", "17fbdc193e0d3543"),
+        "sparsify": ("68dc137cbad87255", "1ebc61e5274f803a"),
+        "score": ("48daa7ed0e0e8412", "90ed9869a080c693"),
+        "prune": ("8671585472a76b51", "e99cf8dd76e69d4f"),
+        "finetune": ("8f50627928292537", "2d5d23481ea4a3fd"),
+    }
 
 
 def test_scores_hang_beside_the_trunk():
@@ -56,31 +65,18 @@ def test_a_group_ignores_the_seed_and_nothing_else():
 @pytest.mark.parametrize(
     ("settings", "first"),
     [
-        ({"baseline__lr": 0.2}, "baseline"),
-        ({"dataset__flip": True}, "baseline"),
-        ({"trainer__precision": "bf16"}, "baseline"),
-        ({"trainer__compile": True}, "baseline"),
-        ({"model__name": "vgg16"}, "baseline"),
-        ({"lamb": 2e-4}, "sparsify"),
-        ({"rho": 1.0}, "sparsify"),
-        ({"p": 2.0}, "sparsify"),
-        ({"M": None}, "sparsify"),
-        ({"regularizer__form": "norm"}, "sparsify"),
-        ({"regularizer__name": "bn_l1"}, "sparsify"),
-        ({"criterion__name": "fpgm"}, "score"),
-        ({"criterion__weights": "W"}, "score"),
-        ({"protected": ["features.0"]}, "score"),
-        ({"criterion__score_norm": "raw"}, "prune"),
-        ({"adjust": 0.5}, "prune"),
-        ({"model__floor": 0.3}, "prune"),
-        ({"ratio": 0.6}, "prune"),
-        ({"target_flops": 0.5}, "prune"),
-        ({"target_params": 0.5}, "prune"),
-        ({"round_to": 8}, "prune"),
-        ({"finetune__epochs": 7}, "finetune"),
+        ({"baseline__lr": 0.2}, "baseline"), ({"dataset__flip": True}, "baseline"),
+        ({"trainer__precision": "bf16"}, "baseline"), ({"trainer__compile": True}, "baseline"),
+        ({"model__name": "vgg16"}, "baseline"), ({"lamb": 2e-4}, "sparsify"), ({"rho": 1.0}, "sparsify"),
+        ({"p": 2.0}, "sparsify"), ({"M": None}, "sparsify"), ({"regularizer__form": "norm"}, "sparsify"),
+        ({"regularizer__name": "bn_l1"}, "sparsify"), ({"criterion__name": "fpgm"}, "score"),
+        ({"criterion__weights": "W"}, "score"), ({"protected": ["features.0"]}, "score"),
+        ({"criterion__score_norm": "raw"}, "prune"), ({"adjust": 0.5}, "prune"), ({"ratio": 0.6}, "prune"),
+        ({"model__floor": 0.3}, "prune"), ({"target_flops": 0.5}, "prune"), ({"target_params": 0.5}, "prune"),
+        ({"round_to": 8}, "prune"), ({"finetune__epochs": 7}, "finetune"),
         ({"retrain": "scratch_b"}, "finetune"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("field", ["key", "group"])
 def test_a_setting_changes_the_stages_from_its_own_on(settings, first, field):
     stages = list(planned())

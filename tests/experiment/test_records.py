@@ -90,41 +90,27 @@ def test_a_run_that_diverged_has_what_was_measured_before(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("schema", 1, "1 - at `$.schema`"),
-        ("schema", REMOVED, "missing required field `schema`"),
-        ("extra", 1, "unknown field `extra`"),
-        ("cost", REMOVED, "`cost`"),
-        ("seed", "0", "at `$.seed`"),
-        ("seed", True, "at `$.seed`"),
-        ("seed", -1, "at `$.seed`"),
-        ("seed", 2**70, "at `$.seed`"),
-        ("key", "../../etc/passwd", "at `$.key`"),
-        ("key", f"{KEY}\n", "at `$.key`"),
-        ("key", "f" * 16, "stages.finetune"),
-        ("stages/baseline", "", "`$.stages"),
-        ("stages/brew", KEY, "`key` in `$.stages`"),
-        ("groups/baseline", REMOVED, "groups"),
-        ("versions/prune", 0, "`$.versions"),
-        ("weights/prune", "x", "`$.weights"),
-        ("data/train", 1.5, "`$.data.train`"),
-        ("cost/flops_drop", REMOVED, "cost: needs"),
-        ("cost/params_drop", 101.0, "`$.cost.params_drop`"),
+        ("schema", 1, "1 - at `$.schema`"), ("schema", REMOVED, "missing required field `schema`"),
+        ("extra", 1, "unknown field `extra`"), ("cost", REMOVED, "`cost`"),
+        ("seed", "0", "at `$.seed`"), ("seed", True, "at `$.seed`"), ("seed", -1, "at `$.seed`"),
+        ("seed", 2**70, "at `$.seed`"), ("key", "../../etc/passwd", "at `$.key`"),
+        ("key", f"{KEY}\n", "at `$.key`"), ("key", "f" * 16, "stages.finetune"),
+        ("stages/baseline", "", "`$.stages"), ("stages/brew", KEY, "`key` in `$.stages`"),
+        ("groups/baseline", REMOVED, "groups"), ("versions/prune", 0, "`$.versions"),
+        ("weights/prune", "x", "`$.weights"), ("data/train", 1.5, "`$.data.train`"),
+        ("cost/flops_drop", REMOVED, "cost: needs"), ("cost/params_drop", 101.0, "`$.cost.params_drop`"),
         ("cost/dense/macs", -1, "`$.cost.dense.macs`"),
         ("accuracy/finetune", REMOVED, "accuracy.finetune: missing"),
         ("accuracy/finetune/val", REMOVED, "length >= 3"),
         ("accuracy/finetune/best", 1.0, "`key` in `$.accuracy"),
-        ("accuracy/finetune/last", 100.1, "`$.accuracy"),
-        ("channels/features.0", [5, 4], "channels.features.0"),
-        ("channels/features.0", [0, 4], "`$.channels"),
-        ("channels/features.0", [1], "`$.channels"),
+        ("accuracy/finetune/last", 100.1, "`$.accuracy"), ("channels/features.0", [0, 4], "`$.channels"),
+        ("channels/features.0", [5, 4], "channels.features.0"), ("channels/features.0", [1], "`$.channels"),
         ("curves/baseline/train_loss", [0.5, 0.4], "curves.baseline"),
-        ("seconds/baseline", -0.1, "`$.seconds"),
-        ("diverged", {"epoch": 1}, "`$.diverged`"),
+        ("seconds/baseline", -0.1, "`$.seconds"), ("diverged", {"epoch": 1}, "`$.diverged`"),
         ("diverged", {"stage": "prune", "epoch": 1, "step": 1, "loss": "nan"}, "accuracy.prune"),
-        ("config", {}, "config.model.name"),
-        ("environment/commit", ["a"], "`$.environment"),
+        ("config", {}, "config.model.name"), ("environment/commit", ["a"], "`$.environment"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_value_is_named(tmp_path, path, value, said):
     assert said in refusal(tmp_path, json.dumps(replaced(path, value)))
 
@@ -141,7 +127,7 @@ def test_an_experiment_stays_below_its_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
-@pytest.mark.parametrize("path", ["accuracy/prune/last", "config/p", "differs/p", "convergence"])
+@pytest.mark.parametrize("path", ["accuracy/prune/last", "config/p", "differs/p", "seconds/baseline"])
 def test_what_is_no_number_is_refused(tmp_path, number, path):
     text = json.dumps(replaced(path, [987654321])).replace("[987654321]", number)
     assert number in text
@@ -158,8 +144,7 @@ def test_what_is_no_number_is_not_written(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "hello", '{"schema": 2, ', "[]", "1", "\ufeff{}".encode("utf-16"), b'{"experiment": "\xff"}',
-     "[" * 100_000, '{"config": ' + '{"a":' * 50_000, b" " * 1_000_001],
-    ids=["empty", "words", "cut", "list", "number", "utf-16", "half a rune", "deep", "deep below", "large"],
+     "[" * 100_000, '{"config": ' + '{"a":' * 50_000, b" " * 1_000_001], ids=range(10),
 )  # fmt: skip
 def test_a_text_that_is_no_record(tmp_path, text):
     assert refusal(tmp_path, text)
@@ -167,10 +152,9 @@ def test_a_text_that_is_no_record(tmp_path, text):
 
 def test_neither_a_folder_nor_a_pipe_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
-    (tmp_path / "folder.json").mkdir()
-    for name in ("pipe", "folder", "nothing"):
+    for path in (tmp_path, tmp_path / "pipe.json", tmp_path / "nothing.json"):
         with pytest.raises(UserError, match="not a record"):
-            records.read(tmp_path / f"{name}.json")
+            records.read(path)
 
 
 def test_every_committed_record_reads():
@@ -181,25 +165,3 @@ def test_reading_records_needs_no_torch():
     slow = "{'torch', 'pandas', 'transformers'} & sys.modules.keys()"
     code = f"import sys, lpslim.experiment.records, lpslim.experiment.statistics; print({slow})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
-
-
-def test_the_environment_tells_changed_sources(tmp_path, monkeypatch):
-    package = tmp_path / "src" / "lpslim"
-    package.mkdir(parents=True)
-
-    def git(*words):
-        own = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True)
-
-    for file in (package / "records.py", tmp_path / "README.md"):
-        file.write_text("one\n")
-    git("init")
-    git("add", "-A")
-    git("commit", "-m", "one")
-    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
-    (tmp_path / "README.md").write_text("two\n")
-    clean = records.environment("cpu", 1)
-    assert not clean["dirty"]
-    assert len(clean["commit"]) == 40
-    (package / "new.py").write_text("two\n")
-    assert records.environment("cpu", 2)["dirty"]

@@ -4,8 +4,6 @@ The key of a stage covers the settings it depends on, the keys of the stages it 
 and the seed. Its group is the same hash along the whole chain without the seed.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from lpslim.data.splits import Data
 from lpslim.experiment.config import Config
 from lpslim.experiment.records import RULE, VERSIONS
 from lpslim.models import family as families
+from lpslim.pruning.budget import Budget
 from lpslim.training.callbacks import Regularizer
 from lpslim.training.schedule import TrainConfig, scaled
 
@@ -89,34 +88,35 @@ def trainings(config: Config) -> dict[str, TrainConfig]:
     return {"baseline": dense, **sparsify, "finetune": last}
 
 
+def budget(config: Config) -> Budget:
+    """Return how much is to be removed."""
+    return Budget(config.ratio, config.target_flops, config.target_params, config.round_to)
+
+
 def regularizer(config: Config) -> tuple[partial[Regularizer], Info]:
-    """Return the regulariser, which is still to be called with the model, and what a key holds of it.
+    """Return the regulariser, still to be called with the model, and what a key holds of it.
 
     Of a penalty that is a dataclass a key holds its fields, so that ``ratio`` is no part of an Lp penalty.
 
     Raises:
         UserError: it or its penalty does not know an option.
     """
-    chosen, (penalty, of_penalty) = config.regularizer, _penalty(config)
+    chosen = config.regularizer
+    build = registry.find("sparsity.penalties", chosen.penalty).build
+    knobs: Info = {"p": config.p, "M": config.M, "ratio": config.ratio}
+    options = registry.arguments(build, knobs, chosen.penalty_options, "regularizer.penalty_options")
+    penalty = build(**options)
+    values = asdict(penalty) if is_dataclass(penalty) else options  # type: ignore[arg-type]
+
+    build = registry.find("training.regularizers", chosen.name).build
     knobs = {"lamb": config.lamb, "rho": config.rho, "form": chosen.form, "penalty": penalty,
              "updates_per_epoch": chosen.updates_per_epoch, "model": None}  # fmt: skip
-    build = registry.find("training.regularizers", chosen.name).build
     arguments = registry.arguments(build, knobs, chosen.options, "regularizer.options")
     del arguments["model"]
-    identity = {**arguments, "penalty": of_penalty} if "penalty" in arguments else arguments
-    return partial(build, **arguments), {
-        **_plug_in("training.regularizers", chosen.name),
-        "arguments": identity,
-    }
-
-
-def _penalty(config: Config) -> tuple[Any, Info]:
-    name, knobs = config.regularizer.penalty, {"p": config.p, "M": config.M, "ratio": config.ratio}
-    build, options = registry.find("sparsity.penalties", name).build, config.regularizer.penalty_options
-    arguments = registry.arguments(build, knobs, options, "regularizer.penalty_options")
-    penalty = build(**arguments)
-    values = asdict(penalty) if is_dataclass(penalty) else arguments  # type: ignore[arg-type]
-    return penalty, {**_plug_in("sparsity.penalties", name), "values": values}
+    held = {**_plug_in("training.regularizers", chosen.name), "arguments": dict(arguments)}
+    if "penalty" in arguments:
+        held["arguments"]["penalty"] = {**_plug_in("sparsity.penalties", chosen.penalty), "values": values}
+    return partial(build, **arguments), held
 
 
 def method(config: Config) -> dict[str, str]:
@@ -136,40 +136,36 @@ def method(config: Config) -> dict[str, str]:
 
 def _settings(config: Config, data: Data) -> dict[str, Info]:
     """Return per stage what its result depends on, beyond the stages it reads and the seed."""
-    criterion, sparsifies = config.criterion, config.regularizer.name != "none"
-    scored = {"weights": criterion.weights if sparsifies else "W"}
-    targets = {"target_flops": config.target_flops, "target_params": config.target_params}
-    budget = {key: value for key, value in targets.items() if value is not None} or {"ratio": config.ratio}
-    prune = {"rule": RULE, "granularity": config.granularity, "budget": budget}
-    settings = {"baseline": _baseline(config, data)}
-    if sparsifies:
-        settings["sparsify"] = regularizer(config)[1]
-    if config.granularity == "weights":
-        prune |= scored
-    else:
-        floors = {"adjust": config.adjust, "floor": config.model.floor, "round_to": config.round_to}
-        prune |= {**floors, "score_norm": criterion.score_norm}
-        for stage, name in (("layer_budget", criterion.layer_budget_from), ("score", criterion.name)):
-            if name:
-                protected = {"protected": list(config.protected)}
-                settings[stage] = {**_plug_in("pruning.criteria", name), **scored, **protected}
-    settings |= {"prune": prune, "finetune": {"retrain": config.retrain}}
-    runtime = {key: getattr(config.trainer, key) for key in ARITHMETIC}
-    for stage, train in trainings(config).items():
-        settings[stage] |= {"train": asdict(train), "runtime": runtime}
-    return settings
-
-
-def _baseline(config: Config, data: Data) -> Info:
-    chosen, family = config.model, families.get(config.model.family)
-    return {
-        "family": _plug_in("models.families", chosen.family),
-        "model": {"name": chosen.name, **family.arguments(chosen.name, data.shape)},
-        "weights": family.weights_identity(chosen.name, chosen.weights) if chosen.weights else None,
+    model, criterion, family = config.model, config.criterion, families.get(config.model.family)
+    baseline = {
+        "family": _plug_in("models.families", model.family),
+        "model": {"name": model.name, **family.arguments(model.name, data.shape)},
+        "weights": family.weights_identity(model.name, model.weights) if model.weights else None,
         "data": {"fingerprint": data.fingerprint, "shape": list(data.shape), "reading": data.reading},
         "source": registry.source_hash("data.datasets", config.dataset.source),
         "augmentation": {key: getattr(config.dataset, key) for key in AUGMENTATION},
     }
+    sparsify = {} if config.regularizer.name == "none" else {"sparsify": regularizer(config)[1]}
+    scored: Info = {"weights": criterion.weights if sparsify else "W"}
+    targets = {"target_flops": config.target_flops, "target_params": config.target_params}
+    target = {key: value for key, value in targets.items() if value is not None} or {"ratio": config.ratio}
+    prune: Info = {"rule": RULE, "granularity": config.granularity, "budget": target}
+    scores: dict[str, Info] = {}
+    if config.granularity == "weights":
+        prune |= scored
+    else:
+        prune |= {"adjust": config.adjust, "floor": model.floor, "round_to": config.round_to}
+        prune |= {"score_norm": criterion.score_norm}
+        for stage, name in (("layer_budget", criterion.layer_budget_from), ("score", criterion.name)):
+            if name:
+                scored |= {"protected": list(config.protected)}
+                scores[stage] = {**_plug_in("pruning.criteria", name), **scored}
+    finetune: Info = {"retrain": config.retrain}
+    settings = {"baseline": baseline, **sparsify, **scores, "prune": prune, "finetune": finetune}
+    runtime = {key: getattr(config.trainer, key) for key in ARITHMETIC}
+    for stage, train in trainings(config).items():
+        settings[stage] |= {"train": asdict(train), "runtime": runtime}
+    return settings
 
 
 def _plug_in(package: str, name: str) -> Info:

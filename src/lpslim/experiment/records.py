@@ -6,12 +6,9 @@ A record is written once, to ``<results>/records/<experiment>/<key>.json``, and 
 from __future__ import annotations
 
 import gc
-import platform
 import stat
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,11 +30,7 @@ RULE = "multiply-adds of convolution and linear layers; all parameters"  # of co
 NETWORK = "weights.safetensors"  # of a stage's folder: models.storage.WEIGHTS, which imports torch
 LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
 DIGITS = 4  # decimals of a curve's values: finer than any data set can tell
-PRIVATE = ("results_dir", "work_dir", "dataset.root")  # settings that name places on this machine
-SOURCES = (":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
-PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 DEFAULTS: Mapping[str, Any] = dict(flat(asdict(Config())))
-
 Stage = Annotated[str, Meta(pattern=rf"\A({'|'.join(VERSIONS)})\Z")]
 Protocol = Annotated[str, Meta(pattern=rf"\A({'|'.join(PROTOCOLS)})\Z")]
 Name = Annotated[str, Meta(pattern=rf"\A{NAME.pattern}\Z", max_length=LONGEST_NAME)]  # stays in a folder
@@ -98,13 +91,12 @@ class Divergence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run: what was asked, on what data, and what came out. Percentages are 0 to 100.
 
-    experiment: ``<table>/<row>``, or ``adhoc``. method, kind: its name in tables, and its class (config.KINDS).
-    key: of the last stage. stages, groups: stage -> its key, with and without the seed. versions, weights:
-    stage -> version of its code, SHA-256 of the network it left. differs: empty if the results are those of
-    the experiment file or there is none, else key -> [the file's, the run's]. config: as composed, without
-    places of the machine. accuracy: stage -> protocol -> the data's metric on the test split. channels: pruned
-    layer -> (kept, of). convergence: a row per outer ADMM iteration; may be empty. seconds: stage -> wall time
-    where it was computed. diverged: None if every loss was finite; else there is what was measured until then.
+    experiment: ``<table>/<row>`` or ``adhoc``. method, kind: its name in tables, its class. key: of the last
+    stage. stages, groups: stage -> its key, with and without the seed. versions: of the stages' code.
+    weights: stage -> SHA-256 of its network. differs: empty if results are those of the experiment file or
+    there is none, else key -> [the file's, the run's]. accuracy: stage -> protocol -> metric on the test
+    split. channels: pruned layer -> (kept, of). convergence: a row per outer iteration. seconds: wall time
+    where computed. diverged: None if every loss was finite, else there is what was measured until then.
     """
 
     schema: Literal[2]
@@ -182,12 +174,7 @@ def path_of(results: Path, experiment: str, key: str) -> Path:
 
 
 def write(results: Path, record: Record) -> Path:
-    """Write a record and return its path.
-
-    Raises:
-        ValueError: a value is not one that a record may have, such as NaN.
-        FileExistsError: there is one already; records are never changed.
-    """
+    """Write a record and return its path (ValueError: a value such as NaN; FileExistsError: there is one)."""
     content = msgspec.to_builtins(record)
     msgspec.convert(content, Record)
     path = path_of(results, record.experiment, record.key)
@@ -198,11 +185,7 @@ def write(results: Path, record: Record) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read one record, which may come from anybody: every value is checked.
-
-    Raises:
-        UserError: ``<path>: not a record: <where and why>``.
-    """
+    """Read one record, which may come from anybody (UserError: ``<path>: not a record: <where and why>``)."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:  # a pipe would never end
@@ -213,18 +196,12 @@ def read(path: Path) -> Record:
 
 
 def read_all(results: Path) -> list[Record]:
-    """Read every record below ``results``, in the order of their paths.
-
-    Raises:
-        UserError: a file is not a record.
-    """
-    collects = gc.isenabled()
+    """Read every record below ``results``, in the order of their paths (UserError: a file is none)."""
     gc.disable()  # no record is garbage, and the collector would go through all of them again and again
     try:
         return [read(path) for path in sorted((results / "records").rglob("*.json"))]
     finally:
-        if collects:
-            gc.enable()
+        gc.enable()
 
 
 def make_record(
@@ -243,55 +220,31 @@ def make_record(
     if diverged:
         curves[diverged.stage] = diverged.curve
         fields["diverged"] = {name: getattr(diverged, name) for name in Divergence.__struct_fields__}
+    samples = {split: len(getattr(data, split)) for split in ("train", "val", "test")}
     content = {
-        "schema": 2,
-        "experiment": config.name,
-        "seed": config.seed,
-        "key": steps["finetune"].key,
+        "schema": 2, "experiment": config.name, "seed": config.seed, "key": steps["finetune"].key,
         "stages": {stage: step.key for stage, step in steps.items()},
         "groups": {stage: step.group for stage, step in steps.items()},
         "versions": {stage: VERSIONS[stage] for stage in steps},
         "weights": {s: info["files"][NETWORK] for s, info in infos.items() if NETWORK in info["files"]},
-        "config": _public(asdict(config)),
-        "data": {
-            **{name: getattr(data, name) for name in ("name", "source", "fingerprint")},
-            **{split: len(getattr(data, split)) for split in ("train", "val", "test")},
-            "metric": data.task.metric,
-        },
+        "config": public(config),
+        "data": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint,
+                 "metric": data.task.metric, **samples},
         "cost": {"rule": RULE, **infos.get("prune", {}).get("cost", {})},
         "accuracy": {stage: info["accuracy"] for stage, info in infos.items() if "accuracy" in info},
         "channels": infos.get("prune", {}).get("channels", {}),
         "convergence": infos.get("sparsify", {}).get("convergence", []),
-        "curves": {
-            stage: {name: [round(row[name], DIGITS) for row in rows] for name in Curve.__struct_fields__}
-            for stage, rows in curves.items()
-        },
+        "curves": {s: {name: [round(row[name], DIGITS) for row in rows] for name in Curve.__struct_fields__}
+                   for s, rows in curves.items()},
         "seconds": {stage: round(info["seconds"], 1) for stage, info in infos.items()},
-    }
+    }  # fmt: skip
     return msgspec.convert({**content, **fields}, Record)
 
 
-def _public(value: Any, key: str = "") -> Any:
-    """Return settings without places of the machine; of a file's absolute path its name stays."""
-    if isinstance(value, dict):
-        keys = {name: f"{key}.{name}".lstrip(".") for name in value}
-        return {name: _public(value[name], keys[name]) for name in value if keys[name] not in PRIVATE}
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def environment(device: str, processes: int) -> dict[str, str | int | bool | None]:
-    """Return the versions, machine and source revision that a record states."""
-    packages = {package: version(package) for package in PACKAGES}
-    machine = {"platform": platform.platform(terse=True), "machine": platform.machine()}
-    changed = _git("status", "--porcelain", "--", *SOURCES)
-    source = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    run = {"python": platform.python_version(), "device": device, "processes": processes}
-    return {**run, **machine, **packages, **source}
-
-
-def _git(*arguments: str) -> str | None:
-    command, here = ["git", *arguments], Path(__file__).parent
-    try:
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # installed from a package: there is no repository to name
+def public(config: Config) -> dict[str, Any]:
+    """Return a configuration without places on this machine; of a file of weights its name stays."""
+    settings = asdict(config)
+    del settings["results_dir"], settings["work_dir"], settings["dataset"]["root"]
+    if config.model.weights:
+        settings["model"]["weights"] = Path(config.model.weights).name
+    return settings

@@ -1,13 +1,14 @@
 """Runner: one run from its checked configuration to its record."""
 
-from __future__ import annotations
-
 import logging
+import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from lpslim.pruning import criteria, unstructured
 from lpslim.training import distributed, runtime
 from lpslim.training.distributed import broadcast_from_main, main_process_first
 
-SHORT = 8  # characters of a key in a folder's name
+SOURCES = (":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
+PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def execute(config: Config, experiment_file: Config | None) -> Outcome:
     with distributed.fail_fast(but=(UserError,)):
         runtime.make_accelerator(config.trainer)  # several processes find each other
         run = main_process_first(lambda: _load(config))
-        config, planned, key = run.config, list(run.steps.values()), run.steps["finetune"].key
+        planned, key = list(run.steps.values()), run.steps["finetune"].key
         if len(set(distributed.gather([key]))) > 1:
             raise UserError("the processes of this run have different settings, or find different data")
         path = records.path_of(Path(config.results_dir), config.name, key)
@@ -61,54 +63,41 @@ def execute(config: Config, experiment_file: Config | None) -> Outcome:
         if known and not config.dry_run:
             _report(known, config, f"record: {path} (measured before)")
             return Outcome(planned, path)
-        differs = main_process_first(lambda: _differences(run, experiment_file))
         broadcast_from_main(lambda: _check(run))
+        differs = broadcast_from_main(lambda: _differences(run, experiment_file))
         broadcast_from_main(lambda: _print_plan(run))
         if config.dry_run:
             return Outcome(planned)
-        folder = Path(config.work_dir) / "runs" / config.name / key[:SHORT]
+        folder = Path(config.work_dir) / "runs" / config.name / key[:8]
         broadcast_from_main(lambda: _prepare(config, folder))
-    with distributed.fail_fast(), _explained(planned), _logs(folder) as charts:
-        infos, diverged = _obtain(replace(run, charts=charts))
-        record = broadcast_from_main(lambda: _record(run, infos, diverged, differs))
+    infos: dict[str, Info] = {}
+    diverged = None
+    with distributed.fail_fast(), explained(planned), _logs(folder) as charts:
+        try:
+            for stage in run.steps:
+                infos[stage] = stages.obtain(replace(run, charts=charts), stage)
+        except DivergenceError as problem:
+            diverged = problem
+        described = {**keys.method(config), "differs": differs, "environment": environment(run)}
+        record = records.make_record(run.config, run.data, run.steps, infos, diverged, **described)
         broadcast_from_main(lambda: _finish(run, record, folder))
     _report(record, config, f"run folder: {folder}\nrecord: {path}")
     return Outcome(planned, path)
 
 
 def _load(config: Config) -> Run:
-    """Read the data, decide the precision, and plan the stages."""
     config = replace(config, trainer=runtime.resolved(config.trainer))
     load = registry.find("data.datasets", config.dataset.source).load
     data = load(config.dataset, Path(config.work_dir) / "data")
     return Run(config, data, plan(config, data))
 
 
-def _differences(run: Run, experiment: Config | None) -> dict[str, list[Any]]:
-    """Return the settings that make a run another one than its experiment file; none if its group is the same."""
-    if experiment is None:
-        return {}
-    trainer = replace(experiment.trainer, device=run.config.trainer.device)
-    experiment = replace(experiment, trainer=runtime.resolved(trainer))
-    theirs, ours = (dict(flat(asdict(config))) for config in (experiment, run.config))
-    differs = {key: [theirs.get(key), ours.get(key)] for key in {**theirs, **ours}
-               if key not in {*IGNORED_KEYS, "seed"} and theirs.get(key) != ours.get(key)}  # fmt: skip
-    same_data = not any(
-        key.startswith("dataset.") for key in differs
-    )  # else the file's have another fingerprint
-    same = same_data and plan(experiment, run.data)["finetune"].group == run.steps["finetune"].group
-    return {} if same else differs
-
-
 def _check(run: Run) -> None:
     """Refuse, on an untrained network and before any work, what cannot be done (UserError)."""
     config, data, chosen = run.config, run.data, run.config.model
-    names = {
-        "sparsify": "regularizer.train",
-        "finetune": "finetune" if config.retrain == "finetune" else "scratch",
-    }
-    trainings = {names.get(stage, stage): train for stage, train in keys.trainings(config).items()}
-    runtime.check_batches(trainings, data)
+    settings = {"baseline": "baseline", "sparsify": "regularizer.train", "finetune": "finetune"}
+    trainings = keys.trainings(config).items()
+    runtime.check_batches({settings[stage]: train for stage, train in trainings}, data)
     try:
         model = storage.dense(chosen.family, chosen.name, data.shape, data.num_classes).build()
         candidates = run.candidates(model)
@@ -116,17 +105,31 @@ def _check(run: Run) -> None:
         raise UserError(f"model={chosen.name}: does not take inputs {data.shape}: {problem}") from problem
     families.get(chosen.family).check(model, data)
     if config.granularity == "weights":
-        unstructured.check(model, run.budget())
+        unstructured.check(model, keys.budget(config))
     else:
-        candidates.check(run.budget())
-        for key in ("name", "layer_budget_from"):
-            if criterion := getattr(config.criterion, key):
-                try:
-                    criteria.check(criterion, model, candidates.units)
-                except UserError as problem:
-                    raise UserError(f"criterion.{key}={criterion}: {problem}") from problem
+        candidates.check(keys.budget(config))
+        for criterion in filter(None, (config.criterion.name, config.criterion.layer_budget_from)):
+            try:
+                criteria.check(criterion, model, candidates.units)
+            except UserError as problem:
+                raise UserError(f"criterion={criterion}: {problem}") from problem
     if config.regularizer.name != "none":
         keys.regularizer(config)[0](model)
+
+
+def _differences(run: Run, experiment: Config | None) -> dict[str, list[Any]]:
+    """Return key -> [the experiment file's, the run's] value; empty where both have the same group."""
+    if experiment is None:
+        return {}
+    trainer = replace(experiment.trainer, device=run.config.trainer.device)
+    experiment = replace(experiment, trainer=runtime.resolved(trainer))
+    theirs, ours = (dict(flat(records.public(config))) for config in (experiment, run.config))
+    changed = (key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key))
+    differs = {key: [theirs.get(key), ours.get(key)] for key in changed if key not in {*IGNORED_KEYS, "seed"}}
+    if any(key.startswith("dataset.") for key in differs):  # the file's data may have another fingerprint
+        return differs
+    same = plan(experiment, run.data)["finetune"].group == run.steps["finetune"].group
+    return {} if same else differs
 
 
 def _print_plan(run: Run) -> None:
@@ -146,7 +149,7 @@ def _prepare(config: Config, folder: Path) -> None:
 
 @contextmanager
 def _logs(folder: Path) -> Iterator[SummaryWriter | None]:
-    """Write the log and the charts of a run into its folder; in the main process alone."""
+    """Keep a log and charts in the run's folder; in the main process alone."""
     if not distributed.is_main():
         yield None
         return
@@ -163,52 +166,49 @@ def _logs(folder: Path) -> Iterator[SummaryWriter | None]:
 
 
 @contextmanager
-def _explained(planned: list[Step]) -> Iterator[None]:
-    """Turn a failure of the machine into a RunError that says what is kept; an interruption passes, after it."""
+def explained(planned: list[Step]) -> Iterator[None]:
+    """Say what is kept when the machine fails (RunError), or the user interrupts, which passes."""
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"\ninterrupted\n{_kept(planned)}", file=sys.stderr)
-        raise
-    except (MemoryError, OSError, RuntimeError, SafetensorError) as problem:
-        if isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(
-            problem
-        ):
+    except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, SafetensorError) as problem:
+        finished = ", ".join(step.name for step in planned if step.done)
+        kept = f"kept: {finished or 'checkpoints'}; the same command goes on"
+        if isinstance(problem, KeyboardInterrupt):
+            print(f"\ninterrupted\n{kept}", file=sys.stderr)
+            raise
+        lacks_memory = isinstance(problem, MemoryError | torch.OutOfMemoryError)
+        if lacks_memory or "can't allocate memory" in str(problem):
             happened = "out of memory: take a smaller batch_size, or a machine with more memory"
         elif isinstance(problem, OSError | SafetensorError):
             happened = f"{problem}: free space, permit writing, or put back what is missing"
         else:
             raise
-        raise RunError(f"{happened}\n{_kept(planned)}") from problem
+        raise RunError(f"{happened}\n{kept}") from problem
 
 
-def _kept(planned: list[Step]) -> str:
-    return f"kept: {', '.join(s.name for s in planned if s.done) or 'checkpoints'}; the same command goes on"
-
-
-def _obtain(run: Run) -> tuple[dict[str, Info], DivergenceError | None]:
-    """Find or compute every stage; return what they say of themselves, and where one diverged."""
-    infos: dict[str, Info] = {}
-    try:
-        for stage in run.steps:
-            infos[stage] = stages.obtain(run, stage)
-    except DivergenceError as problem:
-        return infos, problem
-    return infos, None
-
-
-def _record(
-    run: Run, infos: dict[str, Info], diverged: DivergenceError | None, differs: dict[str, Any]
-) -> Record:
+def environment(run: Run) -> dict[str, str | int | bool | None]:
+    """Return the versions, machine and source revision that a record states."""
     device = runtime.make_accelerator(run.config.trainer).device.type
-    environment = records.environment(device, distributed.count())
-    described = {**keys.method(run.config), "differs": differs, "environment": environment}
-    return records.make_record(run.config, run.data, run.steps, infos, diverged, **described)
+    machine = {"machine": platform.machine(), "device": device, "processes": distributed.count()}
+    versions = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    source = {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)),
+    }
+    return {**versions, **machine, **{package: version(package) for package in PACKAGES}, **source}
+
+
+def _git(*arguments: str) -> str | None:
+    command, here = ["git", *arguments], Path(__file__).parent
+    try:
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from a package: there is no repository to name
 
 
 def _finish(run: Run, record: Record, folder: Path) -> None:
     """Fill the run's folder, then write the record."""
-    config, last = run.config, run.steps["finetune"]
+    config, last, results = run.config, run.steps["finetune"], Path(run.config.results_dir)
     if record.convergence:
         rows = [list(record.convergence[0]), *(row.values() for row in record.convergence)]
         files.write_text(folder / "convergence.csv", "".join(f"{','.join(map(str, row))}\n" for row in rows))
@@ -216,25 +216,22 @@ def _finish(run: Run, record: Record, folder: Path) -> None:
         ignored = shutil.ignore_patterns(files.MANIFEST)
         shutil.copytree(last.folder, folder / "pruned", ignore=ignored, dirs_exist_ok=True)
         families.get(config.model.family).save_tokenizer(folder / "pruned", config.dataset.tokenizer)
-    path = records.path_of(Path(config.results_dir), config.name, record.key)
+    path = records.path_of(results, config.name, record.key)
     with files.locked(last.lock):  # another run may be here with the same settings
         files.clear_scratch(path)
         if not path.exists():
-            records.write(Path(config.results_dir), record)
+            records.write(results, record)
 
 
 def _report(record: Record, config: Config, places: str) -> None:
-    """Print what a run gave; a run that diverged raises it as a RunError."""
-    title, cost, protocol = (
-        f"{record.experiment}, seed {record.seed}: {record.method}",
-        record.cost,
-        config.protocol,
-    )
+    """Print what a run gave (RunError: it diverged)."""
+    title = f"{record.experiment}, seed {record.seed}: {record.method}"
     if where := record.diverged:
         happened = f"diverged in {where.stage}, epoch {where.epoch}, step {where.step}: loss {where.loss}"
         raise RunError(f"{title}: {happened}\n{places}\na lower learning rate may help")
     if distributed.is_main():
-        print(f"{title}: test {record.data.metric} (protocol={protocol})")
+        print(f"{title}: test {record.data.metric} (protocol={config.protocol})")
         for name, stage in (("dense", "baseline"), ("pruned", "prune"), ("fine-tuned", "finetune")):
-            print(f"  {name:<11}{record.accuracy[stage][protocol]:6.2f} %")
-        print(f"  multiply-adds -{cost.flops_drop:.2f} %, parameters -{cost.params_drop:.2f} %\n{places}")
+            print(f"  {name:<11}{record.accuracy[stage][config.protocol]:6.2f} %")
+        drops = f"multiply-adds -{record.cost.flops_drop:.2f} %, parameters -{record.cost.params_drop:.2f} %"
+        print(f"  {drops}\n{places}")

@@ -3,8 +3,6 @@
 Of several processes the main one locks, finds, scores, prunes and writes; all of them train.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +28,7 @@ from lpslim.models import family as families
 from lpslim.models import storage
 from lpslim.models.storage import Architecture
 from lpslim.pruning import budget, criteria, selection, unstructured
-from lpslim.pruning.budget import Budget, Candidates
+from lpslim.pruning.budget import Candidates
 from lpslim.pruning.cost import Cost, layer_costs
 from lpslim.pruning.units import regularised_weights
 from lpslim.training.callbacks import Callback, MaskKeeper
@@ -59,11 +57,6 @@ class Run:
         """Return the checkpoints inside a stage."""
         return Checkpoint(self.steps[stage].folder, self.config.trainer.checkpoint_minutes)
 
-    def budget(self) -> Budget:
-        """Return how much is to be removed."""
-        chosen = self.config
-        return Budget(chosen.ratio, chosen.target_flops, chosen.target_params, chosen.round_to)
-
     def candidates(self, model: nn.Module) -> Candidates:
         """Return what can be removed from the dense network ``model``."""
         config, example = self.config, example_input(self.data.shape)
@@ -81,11 +74,11 @@ def obtain(run: Run, stage: str) -> Info:
     """Find a stage or compute it; return what it says of itself (DivergenceError: a loss is not finite)."""
     step, checkpoint = run.steps[stage], run.checkpoint(stage)
     with _on_main(files.locked(step.lock)):
+        found = broadcast_from_main(lambda: _is_intact(step))
         try:
-            if found := broadcast_from_main(lambda: _is_intact(step)):
-                log.info("%s %s: found, not computed again", stage, step.key)
-            else:
-                _compute(run, step)
+            if not found:
+                with _on_main(files.new_folder(step.folder)) as folder:
+                    _compute(run, replace(step, folder=folder))
         except DivergenceError:
             broadcast_from_main(checkpoint.clear)  # a second try must not go on there
             raise
@@ -109,17 +102,16 @@ def _is_intact(step: Step) -> bool:
     if step.done and (fault := files.verify_manifest(step.folder)):
         aside = files.set_aside(step.folder)
         log.warning("%s %s: damaged (%s): computed again, kept as %s", step.name, step.key, fault, aside)
+    if step.done:
+        log.info("%s %s: found, not computed again", step.name, step.key)
     return step.done
 
 
 def _compute(run: Run, step: Step) -> None:
-    with _on_main(files.new_folder(step.folder)) as folder:
-        began, stage = time.perf_counter(), STAGES[step.name]
-        trains = "train" in step.depends_on
-        into = replace(step, folder=folder)
-        info = stage(run, into) if trains else broadcast_from_main(lambda: stage(run, into))
-        info |= {"seconds": time.perf_counter() - began, "depends_on": step.depends_on}
-        broadcast_from_main(lambda: files.write_manifest(folder, info))
+    began, stage = time.perf_counter(), STAGES[step.name]
+    info = stage(run, step) if "train" in step.depends_on else broadcast_from_main(lambda: stage(run, step))
+    info |= {"seconds": time.perf_counter() - began, "depends_on": step.depends_on}
+    broadcast_from_main(lambda: files.write_manifest(step.folder, info))
 
 
 def baseline(run: Run, step: Step) -> Info:
@@ -135,7 +127,8 @@ def baseline(run: Run, step: Step) -> Info:
 
 def sparsify(run: Run, step: Step) -> Info:
     """Train under the regulariser; keep the network with W and, where there is a sparse copy, with Z."""
-    model, architecture = _load(run.steps["baseline"].folder)
+    parent = run.steps["baseline"].folder
+    model, architecture = storage.load(parent), storage.describe(parent)
     regularizer = keys.regularizer(run.config)[0](model)
     info = _train(run, step, model, architecture, regularizer)
     if sparse := regularizer.sparse():
@@ -158,7 +151,7 @@ def score(run: Run, step: Step) -> Info:
 
 def prune(run: Run, step: Step) -> Info:
     """Remove the units of the lowest scores, or set the smallest weights to zero; the others keep W."""
-    model, architecture = _load(_trunk(run))
+    model, architecture = storage.load(_trunk(run)), storage.describe(_trunk(run))
     if run.config.granularity == "weights":
         dense, left = _zero_weights(run, model)
         channels = {}
@@ -181,8 +174,8 @@ def _kept(run: Run, candidates: Candidates) -> selection.Kept:
         return [selection.SCORE_NORMS[norm](stored[units.layer]) for units in candidates.units]
 
     if "layer_budget" not in run.steps:
-        return candidates.select(scores("score", run.config.criterion.score_norm), run.budget())
-    widest = candidates.select(scores("layer_budget", "minmax"), run.budget())
+        return candidates.select(scores("score", run.config.criterion.score_norm), keys.budget(run.config))
+    widest = candidates.select(scores("layer_budget", "minmax"), keys.budget(run.config))
     widths = [len(widest[units.layer]) for units in candidates.units]
     return selection.strongest(candidates.units, scores("score", "raw"), widths)
 
@@ -202,12 +195,13 @@ def _zero_weights(run: Run, model: nn.Module) -> tuple[Cost, Cost]:
 
 def finetune(run: Run, step: Step) -> Info:
     """Train the smaller network: from its weights, or as a control from scratch."""
-    config, (model, architecture), longer = run.config, _load(run.steps["prune"].folder), 1.0
+    config, parent, longer = run.config, run.steps["prune"], 1.0
+    model, architecture = storage.load(parent.folder), storage.describe(parent.folder)
     if config.retrain != "finetune":
         torch.manual_seed(derive_seed(config.seed, "weights from scratch"))
         model = architecture.build()
     if config.retrain == "scratch_b":  # for as many multiply-adds as the dense network's training
-        cost = run.steps["prune"].info()["cost"]
+        cost = parent.info()["cost"]
         longer = cost["dense"]["macs"] / cost["pruned"]["macs"]
     keeper = MaskKeeper(model) if config.granularity == "weights" else None
     return _train(run, step, model, architecture, keeper, longer)
@@ -247,10 +241,6 @@ def _scored(run: Run) -> nn.Module:
     """Return the network whose weights are scored: with Z in place of W, if asked for and there is one."""
     z = _trunk(run) / "Z"
     return storage.load(z if run.config.criterion.weights == "Z" and z.is_dir() else _trunk(run))
-
-
-def _load(folder: Path) -> tuple[nn.Module, Architecture]:
-    return storage.load(folder), storage.describe(folder)
 
 
 STAGES: dict[str, Callable[[Run, Step], Info]] = {

@@ -1,7 +1,5 @@
 """Statistics of a table cell: mean, deviation, comparison with a published value, paired difference."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
@@ -32,11 +30,7 @@ class Summary:
 
 
 def summary(values: Sequence[float], diverged: int = 0) -> Summary:
-    """Return the summary of ``values`` (n,).
-
-    Raises:
-        ValueError: there is no value, or one is not finite.
-    """
+    """Return the summary of ``values`` (n,); ValueError if there is none, or one is not finite."""
     if not values or not all(map(math.isfinite, values)):
         raise ValueError(f"values={values}: needs finite numbers, one at least")
     sd = statistics.stdev(values) if len(values) > 1 else None
@@ -46,13 +40,10 @@ def summary(values: Sequence[float], diverged: int = 0) -> Summary:
 def paired_difference(
     ours: Sequence[float], theirs: Sequence[float], level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return the mean of ours - theirs (n,), pair by pair, and its t interval (low, high), in their unit.
+    """Return the mean of ours - theirs (n,), such as runs of equal seeds, and its t interval (low, high).
 
-    The interval is mean ± t(level, n - 1) * sd / sqrt(n), for pairs such as the runs of equal seeds.
-    Source: Student, Biometrika 6 (1908), doi:10.1093/biomet/6.1.1.
-
-    Raises:
-        ValueError: there are fewer than two pairs, or a value is not finite.
+    The interval is mean ± t(level, n - 1) * sd / sqrt(n) (Student 1908, doi:10.1093/biomet/6.1.1). ValueError
+    for fewer than two pairs, or a value that is not finite.
     """
     from scipy.stats import t
 
