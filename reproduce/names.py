@@ -50,7 +50,7 @@ def _differs(key: str, settings: Sequence[dict[str, Any]]) -> bool:
 
 def setting(key: str, value: Any) -> str:
     """Return ``key=value`` as one would type it on the command line."""
-    text = f"{value:.12g}" if isinstance(value, float) else str(value)
+    text = f"{value:.12g}" if isinstance(value, float) else str(value).replace("'", "").replace(", ", ",")
     return f"{key}={WORDS.get(text, text)}"
 
 

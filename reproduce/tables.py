@@ -44,12 +44,12 @@ def measured_lines(groups: Sequence[Group], protocol: str) -> list[Line]:
 
 
 def _measured_line(name: str, group: Group, protocol: str) -> Line:
-    line: Line = {"Method": name, "Fine-tuned (%)": group.failure}
+    line: Line = {"Method": name, "Dense (%)": None, "Pruned (%)": None, "Fine-tuned (%)": group.failure}
     if group.runs:
         line |= {
-            "Fine-tuned (%)": group.accuracy("finetune", protocol),
             "Dense (%)": group.accuracy("baseline", protocol),
             "Pruned (%)": group.accuracy("prune", protocol),
+            "Fine-tuned (%)": group.accuracy("finetune", protocol),
             "Drop (points)": group.drop(protocol),
             "FLOPs drop (%)": group.cost("flops_drop"),
             "Params drop (%)": group.cost("params_drop"),
@@ -106,7 +106,7 @@ def documents(
         images = [name for name in sorted(figures) if name.endswith(f"_{slug(pair)}")]
         index += [sections[-1], *(f"![{name}](figures/{name}.png)" for name in images)]
     block = page("overview", table=markup.markdown(markup.texts(overview)))
-    pages["README.md"] = page("index", overview=block, **common) + "\n".join(f"\n{part}\n" for part in index)
+    pages["README.md"] = page("index", overview=block, **common) + "".join(f"\n{part}\n" for part in index)
     pages["tables/measured.csv"] = markup.csv(measured)
     return pages, block, "\n\n".join([*sections, f"### The paper's tables\n\n{block}"]) + common["remarks"]
 

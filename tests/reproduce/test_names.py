@@ -26,7 +26,7 @@ def test_only_equal_methods_are_told_apart_and_only_by_what_changes_a_result():
     [
         ({"data": synthetic.JPEG}, "data=image folder cifar10_jpeg"),
         ({"rule": "on fingers"}, "rule=on fingers"),
-        ({"versions": {"prune": 9}}, "code=[1, 1, 1, 9, 1]"),
+        ({"versions": {"prune": 9}}, "code=[1,1,1,9,1]"),
         ({"groups": synthetic.record().groups | {"finetune": "e" * 16}}, "key=eeeeeeee"),  # another plug-in
     ],
 )
