@@ -15,7 +15,7 @@ from lpslim.base import registry
 from lpslim.base.errors import UserError
 from lpslim.models import family as families
 from lpslim.pruning import criteria
-from lpslim.pruning.criteria import chip, fpgm, taylor
+from lpslim.pruning.criteria import chip, taylor
 from lpslim.pruning.graph import find_units
 from lpslim.pruning.units import Prunable, Units
 
@@ -71,14 +71,6 @@ def test_scores_of_weights_by_their_formulas(scene):
         assert scored["magnitude"][i].tolist() == pytest.approx(sums, rel=1e-12)
         assert scored["fpgm"][i].tolist() == pytest.approx(distances, rel=1e-10)
         assert scored["bn_scale"][i].tolist() == norm.weight.abs().tolist()
-
-
-def test_fpgm_gives_twins_the_same_score_and_no_distance():
-    conv = nn.Conv2d(1, 3, 1)
-    conv.weight.data = torch.tensor([[[[0.3]]], [[[0.3]]], [[[0.7]]]])
-    (scores,) = fpgm.score(nn.Sequential(conv), [Units("0", 3, False, (), ())])
-    assert scores.tolist() == pytest.approx([0.4, 0.4, 0.8])
-    assert scores[0] == scores[1]
 
 
 def test_random_follows_the_global_generator(scene):

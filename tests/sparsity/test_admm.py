@@ -130,16 +130,6 @@ def test_memory_layout_does_not_matter():
     assert all(torch.equal(a, b) for a, b in zip(one.Z, other.Z, strict=True))
 
 
-def test_by_hand():
-    weights = [torch.tensor([1.0, -0.3], dtype=torch.float64)]
-    admm = ADMM(weights, Lp(1, None), lamb=0.5, rho=2.0)
-    residuals = admm.update()  # soft(w, 0.25) = [0.75, -0.05]
-    torch.testing.assert_close(admm.Z[0], torch.tensor([0.75, -0.05], dtype=torch.float64))
-    torch.testing.assert_close(admm.U[0], torch.tensor([0.25, -0.25], dtype=torch.float64))
-    assert residuals.primal == pytest.approx(0.25 * math.sqrt(2))
-    assert residuals.dual == pytest.approx(2.0 * 0.25 * math.sqrt(2))
-
-
 def augmented(form, weights, Z, U, rho):
     """The term that the W-step adds to the loss, for autograd to differentiate."""
     squares = [((w - z + u) ** 2).sum() for w, z, u in zip(weights, Z, U, strict=True)]
@@ -218,15 +208,6 @@ def test_holds_two_tensors_per_weight_updated_where_they_are(penalty, form):
     assert all(torch.equal(w, old) and w.is_leaf for w, old in zip(weights, same, strict=True))
 
 
-def test_a_backward_before_the_update_still_runs_after_it():
-    # the graph of the loss keeps the weights: a change in place would make backward fail
-    weights = parameters()
-    loss = sum((w**2).sum() for w in weights)
-    build(weights).update()
-    loss.backward()
-    assert torch.equal(weights[0].grad, 2 * weights[0])
-
-
 @pytest.mark.parametrize("penalty", [Lp(5, 1.0), Lp(2, None), L0(0.6)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_state_continues_bit_for_bit_through_a_file(penalty, dtype):
@@ -247,19 +228,11 @@ def test_state_continues_bit_for_bit_through_a_file(penalty, dtype):
             assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
-SPOILED = {
-    "missing": lambda state: state.pop("Z.0"),
-    "extra": lambda state: state.update({"Z.9": torch.zeros(1)}),
-    "shape": lambda state: state.update({"V.1": state["V.1"].flatten()}),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
-def test_a_state_that_does_not_fit_is_refused_whole(spoil):
+@pytest.mark.parametrize("odd", [{"Z.9": torch.zeros(1)}, {"V.1": torch.zeros(30)}], ids=["name", "shape"])
+def test_a_state_that_does_not_fit_is_refused_whole(odd):
     weights = parameters()
-    state = {name: t + 1 for name, t in build(weights).state_dict().items()}
-    spoil(state)
     admm = build(weights)
+    state = {**{name: t + 1 for name, t in admm.state_dict().items()}, **odd}
     with pytest.raises(ValueError, match="does not fit these weights"):
         admm.load_state_dict(state)
     assert all(torch.equal(z, w) for z, w in zip(admm.Z, weights, strict=True))

@@ -137,10 +137,3 @@ def test_with_the_cap_zeros_come_back(p):
     steps = [Z == 0 for Z, _ in solve(p, 1.0, "random")]
     assert any((before & ~after).any() for before, after in pairwise(steps))
     assert (limit(p, 1.0, "zero")[TRUTH != 0] != 0).all()
-
-
-@pytest.mark.parametrize("p", [5, 2])
-def test_without_a_cap_start_and_rho_decide_what_survives(p):
-    from_random = limit(p, None, "random")
-    assert (limit(p, None, "least squares") - from_random).abs().max() > 0.3
-    assert ((limit(p, None, "random", rho=100 * LAMB) != 0) != (from_random != 0)).any()
