@@ -93,22 +93,20 @@ def compose(words: Sequence[str], conf: Path, swept: bool = False) -> DictConfig
 def _sweep(words: list[str], conf: Path, place: Path, debug: bool) -> int:
     files.check_writable(place, "hydra.sweep.dir")
     folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=place))
-    interrupted = False
     try:
         _hydra(["-m", *words, f"hydra.sweep.dir='{folder}'"], conf)
-    except KeyboardInterrupt:
-        interrupted = True
     except Exception as problem:
         if not sweep.notes(folder):
             with explained(words, conf):
                 raise
         print(f"error: the launcher gave up: {type(problem).__name__}: {problem}"[:300], file=sys.stderr)
-    jobs = sweep.notes(folder)
-    if not jobs and not interrupted:
+    finally:
+        jobs = sweep.notes(folder)
+        print(*(job["trace"] for job in jobs if debug), sep="", end="", file=sys.stderr)
+        print(*sweep.summary(jobs), sep="\n", end="\n" if jobs else "")
+    if not jobs:
         raise UserError("the sweep has no job: a pattern such as glob(...) matches nothing")
-    print(*(job["trace"] for job in jobs if debug), sep="", end="", file=sys.stderr)
-    print(*sweep.summary(jobs), sep="\n")
-    return INTERRUPTED if interrupted else next((job["code"] for job in jobs if job["code"]), 0)
+    return next((job["code"] for job in jobs if job["code"]), 0)
 
 
 def _hydra(words: list[str], conf: Path) -> None:
@@ -140,9 +138,7 @@ def checked(composed: DictConfig, job: Any = None) -> Config:
     """Return the typed configuration, or refuse it; ``job``: Hydra's node, with the words that were typed."""
     choices, words = (job.runtime.choices, _words(job)) if job else ({}, [])
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    with explained(words):
-        typed = OmegaConf.merge(OmegaConf.structured(Config), own)
-    values: Any = OmegaConf.to_container(typed)
+    values: Any = OmegaConf.to_container(own)
     faults = [f"{key}: a value may not call a resolver (${{name:...}})"
               for key, value in flat(values) if RESOLVER.search(str(value))]  # fmt: skip
     if method := choices.get("method"):
@@ -151,7 +147,7 @@ def checked(composed: DictConfig, job: Any = None) -> Config:
     if faults:
         raise UserError("\n".join(faults))
     with explained(words):
-        config: Any = OmegaConf.to_object(typed)
+        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), own))
     check(config, choices)
     return config
 

@@ -4,6 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lpslim.experiment.config import IGNORED_KEYS, KINDS, Config, declared, flat
+from lpslim.pruning import selection
+from lpslim.sparsity import admm
 from lpslim.training.schedule import scaled
 from tests.composing import CONF, composed, configured
 
@@ -89,6 +91,12 @@ def test_a_schedule_keeps_the_length_that_the_data_set_gives():
     cosine, step = (configured("dataset=cifar10", f"schedule={name}").finetune for name in ("cosine", "step"))
     assert cosine.epochs == step.epochs == 350
     assert (cosine.schedule, step.schedule) == ("cosine", "step")
+
+
+def test_names_that_the_schema_repeats_are_those_of_their_rooms():
+    rules = {key: metadata["rule"].allowed for key, _, metadata in declared(Config()) if metadata.get("rule")}
+    assert rules["criterion.score_norm"] == f"one of {', '.join(selection.SCORE_NORMS)}"
+    assert rules["regularizer.form"] == f"one of {', '.join(admm.FORMS)}"
 
 
 def test_config_yaml_sets_every_key_that_has_no_default():

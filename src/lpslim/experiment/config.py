@@ -13,7 +13,6 @@ from lpslim.base import registry
 from lpslim.training.schedule import RuntimeConfig, TrainConfig
 
 PROTOCOLS = ("last", "val", "paper")  # epoch whose test accuracy counts: training.evaluation.summarise
-
 KINDS = ("ADMM", "rival", "control", "unstructured")
 
 
@@ -45,7 +44,7 @@ ONE_LINE = Rule(str.isprintable, "on one line")
 INPUT = one_of("image", "text")
 CRITERION = one_of(*registry.choices("pruning.criteria"))
 KIND = Rule(lambda kind: kind in ("", *KINDS), one_of(*KINDS).allowed)
-NORM = Rule(lambda p: p == 0 or 1 <= p < inf, "1 or more (the penalty is |z|^(1/p)), or 0 for L0")
+DENOMINATOR = Rule(lambda p: p == 0 or 1 <= p < inf, "1 or more (the penalty is |z|^(1/p)), or 0 for L0")
 CAP = Rule(POSITIVE.accepts, "a positive number, or null for no synaptic inhibition")
 PARAMS = Rule(POSITIVE.accepts, "the share to remove, above 0 and below 1, or how many to leave (67e6)")
 SEED = Rule(lambda seed: 0 <= seed < 2**63, "0 or more, and below 2^63")
@@ -141,7 +140,7 @@ class Config:
     name: str = key("adhoc", ignored=True)
     label: str = key("", ONE_LINE, ignored=True)
     kind: str = key("", KIND, ignored=True)
-    p: float = key(5.0, NORM)
+    p: float = key(5.0, DENOMINATOR)
     M: float | None = key(1.0, CAP)
     rho: float = key(1.5e-3, POSITIVE)
     lamb: float = key(1e-4, POSITIVE)

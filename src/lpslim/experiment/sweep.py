@@ -48,10 +48,10 @@ def notes(folder: Path) -> list[dict[str, Any]]:
 
 
 def summary(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the lines on what became of the jobs, each named by the words that not all of them share."""
+    """Return the lines on what became of the jobs, named by the words that not all share; none for none."""
     states = [note["state"] for note in jobs]
     lost = f", {states.count('LOST')} lost" if "LOST" in states else ""
-    lines = [f"sweep: {len(jobs)} jobs, {states.count('FAILED')} failed{lost}"]
+    lines = [f"sweep: {len(jobs)} jobs, {states.count('FAILED')} failed{lost}"] if jobs else []
     for note in jobs:
         own = [word for word in note["words"] if not all(word in other["words"] for other in jobs)]
         reason = f": {note['problem'].splitlines()[0]}" if note["problem"] else ""

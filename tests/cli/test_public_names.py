@@ -1,0 +1,27 @@
+"""Public names of the package: there when they are used, and nothing is imported for them before."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import lpslim
+
+
+@pytest.mark.parametrize("name", lpslim.HOMES)
+def test_a_public_name_is_what_its_module_defines(name):
+    assert getattr(lpslim, name) is getattr(sys.modules[f"lpslim.{lpslim.HOMES[name]}"], name)
+    assert name in lpslim.__all__
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert lpslim.__version__ == version("lpslim")
+    with pytest.raises(AttributeError, match="'lpslim' has no attribute 'nothing'"):
+        lpslim.nothing  # noqa: B018
+
+
+def test_importing_the_package_imports_no_torch_and_no_metadata():
+    program = "import sys, lpslim; print({'torch', 'importlib.metadata'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
