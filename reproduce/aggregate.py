@@ -15,7 +15,7 @@ FIVE_SEEDS = {f"bert_glue/{task}" for task in ("rte", "mrpc", "cola", "stsb")}  
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed, in its order: those that ended, and others."""
+    """Runs that differ in nothing but the seed, in its order; no mean includes those that diverged."""
 
     runs: tuple[Record, ...]
     diverged: tuple[Record, ...] = ()
@@ -33,7 +33,7 @@ class Group:
     @property
     def failure(self) -> str:
         """Places where runs diverged, such as ``diverged (finetune, epoch 3)``; empty if none did."""
-        places = [f"{own.stage}, epoch {own.epoch}" for run in self.diverged if (own := run.diverged)]
+        places = [f"{end.stage}, epoch {end.epoch}" for run in self.diverged if (end := run.diverged)]
         return f"diverged ({'; '.join(dict.fromkeys(places))})" if places else ""
 
     def accuracy(self, stage: str, protocol: str) -> Summary:
@@ -59,12 +59,14 @@ def grouped(records: Iterable[Record], stage: str = "finetune") -> list[Group]:
     for record in records:
         key, result = record.groups[stage], record.stages[stage]
         groups.setdefault(key, {}).setdefault(result, record)
-    for runs in groups.values():
-        if len({run.seed for run in runs.values()}) < len(runs):
-            same = ", ".join(f"{run.experiment}/{run.key}" for run in runs.values())
+    made = []
+    for results in groups.values():
+        runs = sorted(results.values(), key=lambda run: run.seed)
+        if len({run.seed for run in runs}) < len(runs):
+            same = ", ".join(f"{run.experiment}/{run.key}" for run in runs)
             raise UserError(f"{same}: two results of one configuration and seed; delete the wrong one")
-    ordered = [sorted(runs.values(), key=lambda run: run.seed) for runs in groups.values()]
-    return [Group(tuple(r for r in o if not r.diverged), tuple(r for r in o if r.diverged)) for o in ordered]
+        made.append(Group(tuple(r for r in runs if not r.diverged), tuple(r for r in runs if r.diverged)))
+    return made
 
 
 def by_pair(records: Iterable[Record]) -> dict[tuple[str, str], list[Group]]:
@@ -101,7 +103,7 @@ def filter_outdated(records: Sequence[Record], keep: bool) -> tuple[list[Record]
     reasons = [outdated(record) for record in records]
     old = {(record.experiment, reason) for record, reason in zip(records, reasons, strict=True) if reason}
     verb = "† Outdated" if keep else "Outdated and left out (--outdated shows it)"
-    remarks = [f"{verb}: {name} ({reason}). Again: {run_command(name)}" for name, reason in sorted(old)]
+    remarks = [f"{verb}: {name} ({reason})" for name, reason in sorted(old)]
     return [record for record, reason in zip(records, reasons, strict=True) if keep or not reason], remarks
 
 

@@ -11,7 +11,6 @@ from reproduce.published import OURS, Row, dense_of
 
 # Points: smaller differences between methods are noise (docs/protocol.md); GLUE's development sets are small
 BAND, BANDS = 0.3, {"bert_glue": 1.0}
-COSTS = ("flops_drop", "params_drop")
 MOST = 20  # lines of other settings below one row
 COMPLETE = {  # samples: train with val, test
     "imagenet": (1_281_167, 50_000), "cola": (8551, 1043), "sst2": (67349, 872), "mrpc": (3668, 408),
@@ -45,8 +44,8 @@ def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Cla
     """
     if row.is_dense:
         experiments = [other.experiment for other in rows if dense_of(other, rows) is row]
-        own = [run for name in experiments for run in runs.get(name, ()) if not run.differs]
-        dense = grouped((run for run in own if not run.diverged and not outdated(run)), "baseline")
+        ended = [run for name in experiments for run in runs.get(name, ()) if not run.diverged]
+        dense = grouped((run for run in ended if not run.differs and not outdated(run)), "baseline")
         nothing = "not run: measured with its rows" if any(experiments) else "needs every task"
         return [_judged(row, rows, group, dense, protocol) for group in dense] or [Claim(row, nothing)]
     if not row.experiment:
@@ -92,7 +91,7 @@ def _measured(row: Row, group: Group, protocol: str) -> dict[str, Summary]:
         return {}
     if row.is_dense:
         return {row.column: group.accuracy("baseline", protocol)}
-    costs = {column: group.cost(column) for column in COSTS if column in row.cells}
+    costs = {column: group.cost(column) for column in row.cells if column.endswith("_drop")}
     return {row.column: group.accuracy("finetune", protocol), **costs}
 
 

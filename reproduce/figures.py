@@ -46,8 +46,8 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
         original = [group for group in groups if rows and is_original(group.first.data)]
         if budget := one_budget(groups):
             key, drop = budget
-            drops = [number(row.cells.get(key, "NA")) or 0.0 for row in rows if original]
-            beside = [row for row, own in zip(rows, drops, strict=False) if abs(own - drop) < NEAR]
+            printed = [(row, number(row.cells.get(key, "NA")) or 0.0) for row in rows if original]
+            beside = [row for row, published_drop in printed if abs(published_drop - drop) < NEAR]
             drawn = plots.series(pairs)
             height = 1.4 + LINE * (len(beside) + sum(1 + label.count("\n") for _, label, _ in drawn))
             figure = _figure(f"{title}, {drop:.0f} % of the {BUDGETS[key]} removed", 1, height)
@@ -64,9 +64,9 @@ def _alike(pairs: Sequence[tuple[str, Group]], key: Callable[[Record], Any]) -> 
     """Return the first group of every ``key`` but empty ones, under what the names of its groups share."""
     alike: dict[Any, list[tuple[str, Group]]] = {}
     for name, group in pairs:
-        if own := key(group.first):
-            alike.setdefault(own, []).append((name, group))
-    return plots.series((shared([name for name, _ in own]), own[0][1]) for own in alike.values())
+        if identity := key(group.first):
+            alike.setdefault(identity, []).append((name, group))
+    return plots.series((shared([name for name, _ in same]), same[0][1]) for same in alike.values())
 
 
 def one_budget(groups: Sequence[Group]) -> tuple[str, float] | None:
@@ -89,7 +89,7 @@ def _figure(title: str, panels: int, height: float = HEIGHT) -> Figure:
 def _with_legend(figure: Figure) -> Figure:
     """Add one legend below a figure, and lay it out: a second time would move things a little."""
     pairs = [axes.get_legend_handles_labels() for axes in figure.axes]
-    entries = {name: handle for own in pairs for handle, name in zip(*own, strict=True)}
+    entries = {name: handle for pair in pairs for handle, name in zip(*pair, strict=True)}
     columns = len(entries) if max(map(len, entries)) < SHORT or len(entries) <= 3 else 2
     figure.legend(
         entries.values(), entries.keys(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    print(*remarks, *[f"no records to draw below {options.results}"] * (not shown), sep="\n")
+    print("\n".join(remarks) if shown or remarks else f"no records to draw below {options.results}")
     return 0
 
 

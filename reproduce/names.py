@@ -23,8 +23,8 @@ def named(groups: Sequence[Group]) -> list[tuple[str, Group]]:
         alike.setdefault(group.first.method, []).append(group)
     pairs = [
         (", ".join([method, *details]) + " †" * bool(outdated(group.first)), group)
-        for method, own in alike.items()
-        for group, details in zip(own, _details([group.first for group in own]), strict=True)
+        for method, members in alike.items()
+        for group, details in zip(members, _details([group.first for group in members]), strict=True)
     ]
     return sorted(pairs, key=lambda pair: (KINDS.get(pair[1].first.kind, len(KINDS)), pair[0]))
 
@@ -35,17 +35,19 @@ def _details(records: Sequence[Record]) -> list[list[str]]:
         {**r.config, "seed": 0, "data": r.data.source, "code": list(r.versions.values()), "rule": r.cost.rule}
         for r in records
     ]
-    parts = [key for key in dict.fromkeys(key for own in whole for key in own) if _differs(key, whole)]
-    settings = [dict(flat({key: own.get(key) for key in parts})) for own in whole]
-    keys = [key for key in dict.fromkeys(key for own in settings for key in own) if _differs(key, settings)]
-    details = [[setting(key, own[key]) for key in keys if key in own] for own in settings]
+    parts = _differing(whole)
+    settings = [dict(flat({key: config.get(key) for key in parts})) for config in whole]
+    keys = _differing(settings)
+    details = [[setting(key, chosen[key]) for key in keys if key in chosen] for chosen in settings]
     if len(set(map(tuple, details))) < len(details):
-        details = [[*own, f"key={record.group[:8]}"] for own, record in zip(details, records, strict=True)]
+        details = [[*told, f"key={r.group[:8]}"] for told, r in zip(details, records, strict=True)]
     return details
 
 
-def _differs(key: str, settings: Sequence[dict[str, Any]]) -> bool:
-    return key not in IGNORED_KEYS and any(own.get(key) != settings[0].get(key) for own in settings)
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys whose values are not the same everywhere and change a result."""
+    keys = dict.fromkeys(key for chosen in settings for key in chosen if key not in IGNORED_KEYS)
+    return [key for key in keys if any(chosen.get(key) != settings[0].get(key) for chosen in settings)]
 
 
 def setting(key: str, value: Any) -> str:

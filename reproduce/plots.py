@@ -19,9 +19,8 @@ from reproduce.published import OURS, Row
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "os^Dv<>Ph*X"
 MOST = len(COLOURS) * len(MARKERS)  # groups, no two of which have both in common
-GREY = "#8A8A8A"
+GREY, PAPER = "#8A8A8A", "Ji et al., published"
 HOLLOW: dict[str, Any] = {"color": "black", "marker": "v", "mfc": "none", "label": "published"}
-LEGEND_WIDTH = 46  # characters
 NEAR = 1.0  # points of a drop: one budget
 ADMM = {"primal", "dual", "sparsity", "capped"}  # what its outer iterations record
 TICKS = 20  # layer names that fit side by side
@@ -39,7 +38,7 @@ def marks(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
-def literal(text: str, width: int = LEGEND_WIDTH) -> str:
+def literal(text: str, width: int = 46) -> str:
     """Return ``text`` wrapped at ``width`` characters, shown as it is: a dollar sign begins no formula."""
     wrapped = textwrap.fill(plain(text), width).replace("$", r"\$")
     return f" {wrapped}" if wrapped[:1] in ("", "_") else wrapped  # such a name would be in no legend
@@ -84,9 +83,9 @@ def channels(axes: Axes, drawn: Series) -> None:
         places, kept = np.insert(places, ends, np.nan), np.insert(kept, ends, np.nan)
         axes.plot(places, kept, ms=4, lw=0.8, label=label, **style)
     parts = [layer.split(".") for layer in layers]
-    while all(len(own) > 2 and own[:2] == parts[0][:2] for own in parts):
-        parts = [own[1:] for own in parts]  # without most of what all names begin with
-    ticks = [f"{literal('.'.join(own))} ({dense[layer]})" for own, layer in zip(parts, layers, strict=True)]
+    while all(len(words) > 2 and words[:2] == parts[0][:2] for words in parts):
+        parts = [words[1:] for words in parts]  # without most of what all names begin with
+    ticks = [f"{literal('.'.join(p))} ({dense[layer]})" for p, layer in zip(parts, layers, strict=True)]
     step = -(-len(layers) // TICKS)
     axes.set_xticks(range(0, len(layers), step), ticks[::step], rotation=60, ha="right", fontsize=8)
     axes.set(xlabel="prunable layer (units before pruning)", ylabel="units kept (%)", ylim=(0, 104))
@@ -104,20 +103,18 @@ def accuracy(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> N
         axes.axhline(level, color=GREY, lw=1, ls="--", label="dense network, measured")
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        points.setdefault(author(row), []).append((float(row.cells["flops_drop"]), row.accuracy or 0.0))
-    for marker, (name, own) in zip(MARKERS, sorted(points.items()), strict=False):
-        edge = "black" if name == "Ji et al." else GREY
-        axes.plot(
-            *zip(*own, strict=True), marker, ms=7, mfc="none", mec=edge, label=f"{name}, published", zorder=3
-        )
-    note = "; marks of one budget stand side by side" if len(drawn) > 1 else ""
-    axes.set(xlabel=f"FLOPs drop (%){note}", ylabel=f"test {drawn[0][0].first.data.metric} (%)")
+        points.setdefault(source(row), []).append((float(row.cells["flops_drop"]), row.accuracy or 0.0))
+    for marker, (name, places) in zip(MARKERS, sorted(points.items()), strict=False):
+        edge = "black" if name == PAPER else GREY
+        axes.plot(*zip(*places, strict=True), marker, ms=7, mfc="none", mec=edge, label=name, zorder=3)
+    axes.set_xlabel("FLOPs drop (%); measured marks of one budget stand side by side")
+    axes.set_ylabel(f"test {drawn[0][0].first.data.metric} (%)")
     axes.margins(0.12)
 
 
 def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> None:
     """Draw accuracies line by line, the best on top: fine-tuned ± SD, published hollow, the dense dashed."""
-    lines: list[Any] = [(row.accuracy, None, f"{author(row)}, published", HOLLOW) for row in rows]
+    lines: list[Any] = [(row.accuracy, None, source(row), HOLLOW) for row in rows]
     for group, label, _ in drawn:
         kind = {"label": literal(group.first.kind), **marks(KINDS.get(group.first.kind, len(KINDS)))}
         lines.append((*_spread(group, protocol), f"{label} (n={len(group.runs)})", kind))
@@ -131,9 +128,9 @@ def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> No
     axes.margins(x=0.08)
 
 
-def author(row: Row) -> str:
+def source(row: Row) -> str:
     """Return the name of a published method, without what tells its rows apart: ELC-0.5 is ELC."""
-    return "Ji et al." if row.method == OURS else row.method.split("-")[0]
+    return PAPER if row.method == OURS else f"{row.method.split('-')[0]}, published"
 
 
 def _spread(group: Group, protocol: str) -> tuple[float, float | None]:

@@ -22,7 +22,6 @@ OURS = "ours"  # the paper's own method
 DENSE = ("VGG-16", "BERT-base")  # networks before pruning
 PLACE = ("depth", "task", "block", "method", "schedule", "finetune_epochs", "params_millions")
 ADDED = ("experiment", "note")  # columns that are not the paper's
-ACCURACIES = ("top1", "score")
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,9 @@ def read(table: str) -> list[Row]:
 def _row(table: str, line: dict[str, str]) -> Row:
     place = {key: value for key, value in line.items() if key in PLACE}
     cells = {key: value for key, value in line.items() if key not in (*PLACE, *ADDED)}
-    column = next(name for name in ACCURACIES if name in cells)
-    method, experiment, note = line["method"], line["experiment"], line["note"]
-    accuracy = number(cells[column])
-    return Row(table, method, method in DENSE, experiment, note, place, cells, column, accuracy)
+    column = next(name for name in ("top1", "score") if name in cells)
+    names = line["method"], line["method"] in DENSE, line["experiment"], line["note"]
+    return Row(table, *names, place, cells, column, number(cells[column]))
 
 
 def _by_task(lines: list[dict[str, str]]) -> list[dict[str, str]]:

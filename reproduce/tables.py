@@ -62,15 +62,15 @@ def overview_line(title: str, rows: Sequence[Sequence[Claim]]) -> Line:
     """Return a line on a published table: how many ``rows`` of the paper's method are measured."""
     configured = sum(row[0].group is not None for row in rows)
     other = sum(row[0].group is None and len(row) > 1 for row in rows)
-    differences = [claim.difference for row in rows for claim in row if claim.difference is not None]
-    within = sum(claim.status.endswith("within") for row in rows for claim in row)
+    judged = [claim for row in rows for claim in row if claim.difference is not None]
+    within = sum(claim.status.endswith("within") for claim in judged)
     return {
         "Table of the paper": title,
         "Configured": f"{configured} of {len(rows)}",
         "Other": str(other),
         "Not run": str(len(rows) - configured - other),
-        "Difference": sum(differences) / len(differences) if differences else None,
-        "Verdict": f"{within} of {len(differences)} within" if differences else None,
+        "Difference": sum(claim.difference or 0.0 for claim in judged) / len(judged) if judged else None,
+        "Verdict": f"{within} of {len(judged)} within" if judged else None,
     }
 
 
@@ -79,7 +79,7 @@ def documents(
 ) -> tuple[dict[str, str], str, str]:
     """Return ``{path below results: content}`` of tables and index page, README's block, and a summary."""
     shown, old = filter_outdated(found, outdated)
-    common = {"protocol": PROTOCOL[protocol], "remarks": "".join(f"- {escaped(text)}\n" for text in old)}
+    remarks = [f"- {escaped(text)}\n" for text in old]
     runs: dict[str, list[Record]] = {}
     for record in shown:
         runs.setdefault(record.experiment, []).append(record)
@@ -87,11 +87,12 @@ def documents(
     for table, title in TITLES.items():
         rows = published.read(table)
         answers = [claims(row, rows, runs, protocol) for row in rows]
-        overview.append(overview_line(title, [own for own in answers if own[0].row.experiment]))
-        lines = [published_line(claim) for own in answers for claim in own]
-        notes = " ".join(f"{row.experiment}: {row.note}." for row in rows if row.experiment and row.note)
-        own = {"title": title, "table": section(lines), "notes": notes, "band": BANDS.get(table, BAND)}
-        pages[f"tables/table_{table}.md"] = page("table", **own, **common)
+        overview.append(overview_line(title, [answer for answer in answers if answer[0].row.experiment]))
+        lines = [published_line(claim) for answer in answers for claim in answer]
+        notes = [f"- {row.experiment}: {row.note}.\n" for row in rows if row.experiment and row.note]
+        notes += [text for text in remarks if f": {table}/" in text]
+        content = {"title": title, "table": section(lines), "band": BANDS.get(table, BAND)}
+        pages[f"tables/table_{table}.md"] = page("table", protocol, notes, **content)
         pages[f"tables/table_{table}.csv"] = markup.csv(lines)
         pages[f"tables/table_{table}.tex"] = markup.latex(lines)
     for pair, groups in by_pair(shown).items():
@@ -105,15 +106,17 @@ def documents(
         sections.append(f"### {escaped(title)}\n\n{section(lines)}")
         images = [name for name in sorted(figures) if name.endswith(f"_{slug(pair)}")]
         index += [sections[-1], *(f"![{name}](figures/{name}.png)" for name in images)]
-    block = page("overview", table=markup.markdown(markup.texts(overview)))
-    pages["README.md"] = page("index", overview=block, **common) + "".join(f"\n{part}\n" for part in index)
+    block = page("overview", protocol, table=markup.markdown(markup.texts(overview)))
+    pages["README.md"] = page("index", protocol, remarks, overview=block)
+    pages["README.md"] += "".join(f"\n{part}\n" for part in index)
     pages["tables/measured.csv"] = markup.csv(measured)
-    return pages, block, "\n\n".join([*sections, f"### The paper's tables\n\n{block}"]) + common["remarks"]
+    return pages, block, "\n\n".join([*sections, f"### The paper's tables\n\n{block}", "".join(remarks)])
 
 
-def page(name: str, **content: object) -> str:
-    """Return the page of this name below ``pages/`` with its content."""
-    return (PAGES / f"{name}.md").read_text(encoding="utf-8").format(**content).rstrip() + "\n"
+def page(name: str, protocol: str, remarks: Sequence[str] = (), **content: object) -> str:
+    """Return the page of this name below ``pages/`` with its content, and remarks as lines of a list."""
+    text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    return text.format(protocol=PROTOCOL[protocol], remarks="".join(remarks), **content).rstrip() + "\n"
 
 
 def section(lines: Sequence[Line]) -> str:
