@@ -8,7 +8,7 @@ import torch
 from lpslim.base.errors import UserError
 from lpslim.models import family as families
 from lpslim.pruning import graph, selection
-from lpslim.pruning.budget import Budget, Candidates, candidates, removed_share
+from lpslim.pruning.budget import Budget, candidates, removed_share
 from lpslim.pruning.cost import count
 from lpslim.pruning.criteria import score
 
@@ -18,10 +18,6 @@ def dense(network):
     model, example = network("resnet_cifar", "resnet20", (3, 16, 16)), torch.zeros(1, 3, 16, 16)
     units = families.get("resnet_cifar").units(model, example)
     return candidates(model, example, units, adjust=0.45, floor=0.1), model, example
-
-
-def widths(dense: Candidates, kept):
-    return [len(kept[unit.layer]) for unit in dense.units]
 
 
 @pytest.mark.parametrize(
@@ -38,19 +34,11 @@ def test_what_is_selected_meets_the_target_and_costs_what_it_says(dense, budget,
     scores = [selection.minmax(s) for s in score("magnitude", model, found.units)]
     found.check(budget)
     kept = found.select(scores, budget)
-    counts = widths(found, kept)
+    counts = [len(kept[unit.layer]) for unit in found.units]
     assert getattr(found.cost, drop)(counts) == pytest.approx(asked, abs=tolerance)
     assert all(n % budget.round_to == 0 for n in counts)
     graph.prune(model, example, kept)
     assert count(model, example) == found.cost(counts)
-
-
-def test_a_ratio_is_selected_without_a_target(dense):
-    found, model, _ = dense
-    scores = score("magnitude", model, found.units)
-    assert found.select(scores, Budget(ratio=0.3)) == selection.by_ratio(
-        found.units, scores, found.least, 0.3
-    )
 
 
 def test_protected_layers_keep_every_unit(dense):

@@ -82,19 +82,6 @@ def test_resnet50_at_its_floors(network):
     assert count(model, example) == dense.cost(dense.least)
 
 
-@pytest.mark.parametrize("block", [0, 2, 3, 8])
-def test_one_channel_less_by_hand(network, block):
-    model, example = network("resnet_cifar", "resnet20", CIFAR), torch.zeros(1, *CIFAR)
-    units = families.get("resnet_cifar").units(model, example)
-    predict = CostModel(layer_costs(model, example), units, parameters(model))
-    stage, width_out = block // 3, 16 * 2 ** (block // 3)
-    width_in = width_out // 2 if block in (3, 6) else width_out  # the first block of a stage widens
-    filters = 9 * (width_in + width_out)  # one 3x3 filter, and its slice of the next layer's
-    left = predict([unit.size - (i == block) for i, unit in enumerate(units)])
-    assert predict.dense.macs - left.macs == (32 // 2**stage) ** 2 * filters
-    assert predict.dense.params - left.params == filters + 2  # with the batch-norm's two
-
-
 class Called(nn.Module):
     """One head at two resolutions, its norm and slope with it, and a layer applied to its own output."""
 

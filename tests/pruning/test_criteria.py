@@ -16,6 +16,7 @@ from lpslim.base.errors import UserError
 from lpslim.models import family as families
 from lpslim.pruning import criteria
 from lpslim.pruning.criteria import chip, taylor
+from lpslim.pruning.feature_maps import mean_over_images
 from lpslim.pruning.graph import find_units
 from lpslim.pruning.units import Prunable, Units
 
@@ -103,6 +104,19 @@ def test_scores_of_maps_by_their_formulas(scene):
         assert scored["chip"][i].numpy() == pytest.approx(drops, abs=2e-8 * np.linalg.norm(rows))
 
 
+def test_maps_of_a_layer_without_batch_norm_are_its_own_whatever_follows():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 1))
+    images = torch.randn(5, 3, 6, 6)
+
+    def spatial(maps):
+        return maps.mean(dim=(2, 3))
+
+    units = [Units("0", 4, False, ("0",), ("2",))]
+    (means,) = mean_over_images(model, units, [(images, None)], spatial)
+    torch.testing.assert_close(means.float(), model[0](images).relu().mean(dim=(0, 2, 3)))
+
+
 @given(rows=st.integers(1, 9), side=st.integers(1, 4), rank=st.integers(1, 9),
        scale=st.sampled_from([1e-3, 1.0, 1e4]), seed=st.integers(0, 10_000))  # fmt: skip
 def test_chip_has_all_drops_from_one_eigendecomposition(rows, side, rank, scale, seed):
@@ -147,7 +161,9 @@ def in_double(batches):
 def test_taylor_is_the_squared_gradient_of_a_gate_behind_batch_norm(scene):
     model, units, batches = scene
     model, batches = model.double(), in_double(batches)
-    for unit, scores in zip(units, criteria.score("taylor", model, units, batches), strict=True):
+    scored = criteria.score("taylor", model.train(), units, batches)  # in evaluation mode all the same
+    model.eval()
+    for unit, scores in zip(units, scored, strict=True):
         norm = f"features.{int(unit.layer.split('.')[1]) + 1}"
         torch.testing.assert_close(scores, gated(model, norm, unit, batches), rtol=1e-9, atol=1e-20)
 
@@ -191,16 +207,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(6, 4)
 
     def forward(self, x):
-        q, k, v = (
-            layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+        qkv = [part(x).unflatten(-1, (2, 3)).transpose(1, 2) for part in (self.query, self.key, self.value)]
+        return self.out(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2)).mean(1)
 
 
 PARTS = ("query", "key", "value")
-HEADS = Units(
-    "query", 2, False, PARTS, ("out",), head_dim=3, scored_by=(*((n, 0) for n in PARTS), ("out", 1))
-)
+WEIGHTS = (("query", 0), ("key", 0), ("value", 0), ("out", 1))
+HEADS = Units("query", 2, False, PARTS, ("out",), head_dim=3, scored_by=WEIGHTS)
 
 
 def test_taylor_and_magnitude_of_a_head_are_those_of_all_its_weights():
@@ -209,7 +222,7 @@ def test_taylor_and_magnitude_of_a_head_are_those_of_all_its_weights():
     (scores,) = criteria.score("taylor", model, [HEADS], batches)
     (norms,) = criteria.score("magnitude", model, [HEADS])
     for head in range(2):
-        rows, squares, norm = slice(3 * head, 3 * head + 3), [], 0.0
+        rows, squares = slice(3 * head, 3 * head + 3), []
         for inputs, labels in batches:
             gate = torch.ones((), dtype=torch.float64, requires_grad=True)
             scaled = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torchvision
-from torch import nn
 
 from lpslim.base.errors import UserError
 from lpslim.pruning.cost import count
@@ -64,13 +63,6 @@ def test_protected_layers_keep_every_unit(model, protected):
     assert pruned.reached == pytest.approx(0.3, abs=0.003)
 
 
-def test_units_of_grouped_convolutions_are_rounded_by_channels():
-    pruned = prune(torchvision.models.regnet_x_400mf().eval(), EXAMPLE, target_flops=0.3, round_to=8)
-    for unit in pruned.units:
-        channels = len(pruned.kept[unit.layer]) * unit.groups
-        assert channels % 8 == 0 or channels == unit.size * unit.groups
-
-
 @pytest.mark.parametrize("criterion", ["hrank", "taylor"])
 def test_criteria_that_run_the_network_get_batches(model, criterion):
     batches = [(torch.randn(4, 3, SIZE, SIZE), torch.randint(7, (4,)))]
@@ -105,26 +97,3 @@ def test_prune_refuses(model, options, message):
     with pytest.raises(UserError) as refused:
         prune(model, EXAMPLE, **options)
     assert message in str(refused.value)
-
-
-class Shared(nn.Module):
-    """A layer called twice, and two that have one weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.shared, self.head = nn.Conv2d(1, 32, 3), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 16, 1)
-        self.one, self.other, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3)
-        self.other.weight = self.one.weight
-
-    def forward(self, x):
-        x = torch.relu(self.shared(torch.relu(self.shared(torch.relu(self.stem(x))))))
-        x = torch.relu(self.head(x)).mean((2, 3))
-        return self.out(torch.relu(self.other(torch.relu(self.one(x)))))
-
-
-def test_shared_layers_go_along_and_tied_ones_stay():
-    example = torch.randn(1, 1, 8, 8)
-    pruned = prune(Shared().eval(), example, ratio=0.5)
-    assert pruned.kept.keys() == {"stem"}  # shared goes along; what head feeds is tied
-    assert pruned.model.shared.weight.shape == (16, 16, 1, 1)
-    assert pruned.pruned == count(pruned.model, example)

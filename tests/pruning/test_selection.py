@@ -103,17 +103,6 @@ def test_by_ratio_equals_the_reference(made, adjust, floor, ratio):
     assert by_ratio(units, scores, least, ratio) == reference_by_ratio(units, scores, least, ratio)
 
 
-@given(scored_layers(), shares, shares, shares, shares)
-def test_a_higher_ratio_removes_more_and_a_higher_floor_less(made, low, high, few, many):
-    (units, scores), (low, high), (few, many) = made, sorted((low, high)), sorted((few, many))
-    loose, tight = (floors(units, adjust=floor, floor=floor) for floor in (low, high))
-    kept = by_ratio(units, scores, loose, few)
-    for layer, indices in by_ratio(units, scores, loose, many).items():
-        assert set(indices) <= set(kept[layer])
-    for layer, indices in by_ratio(units, scores, tight, few).items():
-        assert set(indices) >= set(kept[layer])
-
-
 def test_many_ties_go_to_the_first_layer_then_the_first_unit():
     # a sort that is not stable shuffles equal scores only in longer lists
     units, scores = layers([2000, 2000]), [torch.zeros(2000), torch.zeros(2000)]

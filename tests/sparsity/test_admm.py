@@ -94,6 +94,8 @@ def assert_follows(admm, reference, atol):
 @pytest.mark.parametrize("penalty", PENALTIES, ids=str)
 def test_update_follows_the_reference(penalty):
     weights = parameters()
+    weights[0] = weights[0].detach().to(memory_format=torch.channels_last).requires_grad_()
+    weights[1] = weights[1].detach().t().contiguous().t().requires_grad_()  # the layout does not matter
     admm = build(weights, penalty)
     reference = Reference([w.detach().numpy() for w in weights], penalty)
     assert_follows(admm, reference, 0)  # Z = W and U = 0
@@ -116,18 +118,6 @@ def test_float32_does_not_drift_from_float64():
         reference.step([w.detach().double().numpy() for w in weights])
         admm.update()
     assert_follows(admm, reference, 1e-5)
-
-
-def test_memory_layout_does_not_matter():
-    plain, strided = parameters(), parameters()
-    strided[0] = strided[0].detach().to(memory_format=torch.channels_last).requires_grad_()
-    strided[1] = strided[1].detach().t().contiguous().t().requires_grad_()
-    one, other = build(plain), build(strided)
-    for outer in range(3):
-        move(plain, seed=outer)
-        move(strided, seed=outer)
-        assert vars(one.update()) == pytest.approx(vars(other.update()), rel=1e-12)  # another order of sums
-    assert all(torch.equal(a, b) for a, b in zip(one.Z, other.Z, strict=True))
 
 
 def augmented(form, weights, Z, U, rho):
