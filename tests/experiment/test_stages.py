@@ -9,21 +9,11 @@ from lpslim.experiment import stages
 from lpslim.experiment.statistics import paired_difference
 from lpslim.models import storage
 from lpslim.pruning.cost import count
-from lpslim.pruning.criteria import hrank
 
 BUDGET = "target_flops=0.5"
 NO_ADMM = ("regularizer=none", BUDGET)
-TEXT = (
-    "dataset=toy_text",
-    "model=bert_tiny",
-    "baseline.epochs=1",
-    "regularizer.train.epochs=1",
-    "finetune.epochs=1",
-)
-
-
-def same_bits(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+TEXT = ("dataset=toy_text", "model=bert_tiny", "baseline.epochs=1", "regularizer.train.epochs=1",
+        "finetune.epochs=1")  # fmt: skip
 
 
 @pytest.fixture
@@ -49,14 +39,12 @@ def test_runs_that_differ_late_share_their_early_stages(run, trained):
 
 
 def test_the_same_config_and_seed_give_the_same_bits(run, tmp_path):
-    here, there, other = run(BUDGET), run(BUDGET, work=tmp_path), run(BUDGET, "seed=1")
-    assert here.record.accuracy == there.record.accuracy
-    assert here.record.weights == there.record.weights
-    assert here.record.convergence == there.record.convergence
-    assert here.record.channels == there.record.channels
-    assert same_bits(here.weights(), there.weights())
-    assert here.record.group == other.record.group
-    assert not same_bits(here.weights("baseline"), other.weights("baseline"))
+    here, there, other = (d.record for d in (run(BUDGET), run(BUDGET, work=tmp_path), run(BUDGET, "seed=1")))
+    assert here.weights == there.weights  # hashes of the networks
+    for field in ("accuracy", "convergence", "channels"):
+        assert getattr(here, field) == getattr(there, field)
+    assert here.group == other.group
+    assert here.weights["baseline"] != other.weights["baseline"]
 
 
 @pytest.mark.parametrize("criterion", registry.choices("pruning.criteria"))
@@ -128,22 +116,15 @@ def test_single_weights_stay_zero_through_the_fine_tune(run, budget):
     assert done.record.channels == {}
 
 
-def test_a_second_target_reads_the_scores_again(run, monkeypatch):
-    run(*NO_ADMM, "criterion=hrank")
-    monkeypatch.setattr(hrank, "score", lambda *_: pytest.fail("the maps were looked at again"))
-    record = run("regularizer=none", "criterion=hrank", "target_flops=0.4").record
-    assert abs(record.cost.flops_drop - 40) <= 0.3
-
-
 def test_stages_that_train_nothing_are_measured_once(run, tmp_path, trained):
     first = run(BUDGET)
     trained.clear()
     weights = f"model.weights={first.folder('baseline')}/weights.safetensors"
     done = run(weights, "baseline.epochs=0", "finetune.epochs=0", *NO_ADMM, work=tmp_path)
     assert trained == []
-    assert same_bits(first.weights("baseline"), done.weights("baseline"))
-    assert same_bits(done.weights("prune"), done.weights())
-    accuracy = done.record.accuracy
+    accuracy, networks = done.record.accuracy, done.record.weights
+    assert networks["baseline"] == first.record.weights["baseline"]
+    assert networks["prune"] == networks["finetune"]
     assert set(accuracy["baseline"].values()) == {first.record.accuracy["baseline"]["last"]}
     assert accuracy["prune"] == accuracy["finetune"]
     assert done.record.epochs == {"baseline": 0, "finetune": 0}

@@ -52,7 +52,7 @@ def execute(config: Config, experiment_file: Config | None) -> Outcome:
         UserError: the data are not there, or the network cannot do what is asked.
         RunError: the run could not go on, or diverged.
     """
-    with distributed.fail_fast(but=(UserError,)):
+    with distributed.fail_fast(but=(UserError, RunError)):
         runtime.make_accelerator(config.trainer)  # several processes find each other
         run = main_process_first(lambda: _load(config))
         planned, key = list(run.steps.values()), run.steps["finetune"].key
