@@ -174,7 +174,7 @@ def explained(planned: list[Step]) -> Iterator[None]:
         finished = ", ".join(step.name for step in planned if step.done)
         kept = f"kept: {finished or 'checkpoints'}; the same command goes on"
         if isinstance(problem, KeyboardInterrupt):
-            print(f"\ninterrupted\n{kept}", file=sys.stderr)
+            print(f"\ninterrupted\n{kept}" if distributed.is_main() else "", file=sys.stderr)
             raise
         lacks_memory = isinstance(problem, MemoryError | torch.OutOfMemoryError)
         if lacks_memory or "can't allocate memory" in str(problem):
