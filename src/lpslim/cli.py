@@ -93,20 +93,22 @@ def compose(words: Sequence[str], conf: Path, swept: bool = False) -> DictConfig
 def _sweep(words: list[str], conf: Path, place: Path, debug: bool) -> int:
     files.check_writable(place, "hydra.sweep.dir")
     folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=place))
+    code = 0
     try:
         _hydra(["-m", *words, f"hydra.sweep.dir='{folder}'"], conf)
     except Exception as problem:
         if not sweep.notes(folder):
             with explained(words, conf):
                 raise
-        print(f"error: the launcher gave up: {type(problem).__name__}: {problem}"[:300], file=sys.stderr)
+        code, reason = 1, " ".join(f"{type(problem).__name__}: {problem}".split())
+        print(f"error: the launcher gave up: {reason[:300]}", file=sys.stderr)
     finally:
         jobs = sweep.notes(folder)
         print(*(job["trace"] for job in jobs if debug), sep="", end="", file=sys.stderr)
         print(*sweep.summary(jobs), sep="\n", end="\n" if jobs else "")
     if not jobs:
         raise UserError("the sweep has no job: a pattern such as glob(...) matches nothing")
-    return next((job["code"] for job in jobs if job["code"]), 0)
+    return next((job["code"] for job in jobs if job["code"]), code)
 
 
 def _hydra(words: list[str], conf: Path) -> None:
