@@ -27,11 +27,8 @@ def find_units(model: nn.Module, example: Tensor, prunables: Sequence[Prunable])
     """Return the units of each prunable layer with every layer that they touch.
 
     A unit is one output channel; where a layer is, or feeds, a convolution in groups, it is one channel of
-    each group, so that the groups stay alike. example: one input, on the model's device.
-
-    Raises:
-        UserError: a layer is unknown, shares its channels with another, is grouped in more than one way, or
-            touches layers that have one weight.
+    each group, so that the groups stay alike. example: one input, on the model's device. UserError if a layer
+    is unknown, shares channels with another, is grouped in several ways, or touches layers with one weight.
     """
     return _find(_graph(model, example), model, prunables)
 
@@ -42,10 +39,7 @@ def discover(model: nn.Module, example: Tensor, protected: Sequence[str] = ()) -
     These are the convolutions and linear layers whose outputs are consumed, and neither added to nor
     concatenated with others. A product with a gate, as in squeeze-and-excitation, is no obstacle: the gate
     loses the channel too. A layer whose weight another one has as well, and what feeds it, keep their width.
-    protected: layers, modules with all in them, or globs.
-
-    Raises:
-        UserError: a protected name is not in the network, or the network cannot be traced.
+    protected: layers, modules with all in them, or globs; UserError if one is not in the network.
     """
     modules = dict(model.named_modules())
     if unknown := [entry for entry in protected if not any(matches(name, [entry]) for name in modules)]:

@@ -25,9 +25,8 @@ def score(
     """Return ``s_j = mean over batches of (dL/dg_j)^2``, spread evenly over a unit's channels."""
     own = dict(model.named_parameters(remove_duplicate=False))
     gates = [_gate(norm_name(model, unit), unit, own) for unit in units]
-    leaves = {
-        name: own[name].detach().requires_grad_() for gate in gates for name, _ in gate
-    }  # frozen or not
+    names = [name for gate in gates for name, _ in gate]
+    leaves = {name: own[name].detach().requires_grad_() for name in names}  # frozen or not
     totals = [torch.zeros(unit.size, dtype=torch.float64) for unit in units]
     done = 0
     with eval_mode(model), torch.enable_grad():
