@@ -1,1 +1,1 @@
-"""Foundations that every other package stands on: errors, files, hashing, registry. Knows no other package."""
+"""Foundations of all packages: errors, files, hashing, registry, helpers for modules."""

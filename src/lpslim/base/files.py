@@ -143,7 +143,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Make the folder that the configuration key ``key`` names, and refuse it if no file can be written there.
+    """Make the folder that the configuration key ``key`` names, or refuse it as not writable.
 
     Raises:
         UserError: it cannot be made or written to.

@@ -1,4 +1,4 @@
-"""Canonical JSON, its SHA-256, and seeds derived from it. Equal values give equal results on every machine."""
+"""Canonical JSON, its SHA-256, and seeds derived from it: equal values, equal results on every machine."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def example_input(shape: Sequence[int], batch: int = 1) -> Tensor:
 
 
 def matches(layer: str, patterns: Sequence[str]) -> bool:
-    """Return whether a layer is named by itself, by a module that it is in, or by a glob such as ``layer3.*``."""
+    """Return whether a pattern names a layer, a module around it, or is a glob such as ``layer3.*``."""
     return any(
         layer == name or layer.startswith(f"{name}.") or fnmatch.fnmatchcase(layer, name) for name in patterns
     )

@@ -54,7 +54,7 @@ def source_hash(package: str, name: str) -> str | None:
 def arguments(
     build: Callable[..., object], knobs: Mapping[str, Any], options: Mapping[str, Any], key: str
 ) -> dict[str, Any]:
-    """Return the keyword arguments of a plug-in's ``build``: the ``knobs`` it asks for by name, and ``options``.
+    """Return the keyword arguments of a plug-in's ``build``: ``knobs`` that it asks for, and ``options``.
 
     key: the configuration key of the options, for the message.
 
