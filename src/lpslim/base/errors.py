@@ -1,7 +1,5 @@
 """Exceptions that the command line shows without a traceback, each with its exit code."""
 
-from __future__ import annotations
-
 
 class UserError(Exception):
     """Bad input, exit code 2: the message names the key, the value as typed and what it may be."""

@@ -4,8 +4,6 @@ Whatever is written appears whole: it is made beside its place and renamed into 
 manifest with the hash of every file in it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -44,11 +42,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a scratch folder that becomes ``path`` when the block ends well, and is removed otherwise.
-
-    Raises:
-        FileExistsError: ``path`` exists; nothing stored is overwritten.
-    """
+    """Yield a scratch folder that becomes ``path`` when the block ends well; FileExistsError if that exists."""
     if path.exists():
         raise FileExistsError(f"{path} exists and is never overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,11 +137,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Make the folder that the configuration key ``key`` names, or refuse it as not writable.
-
-    Raises:
-        UserError: it cannot be made or written to.
-    """
+    """Make the folder that the configuration key ``key`` names; UserError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder) as probe:

@@ -1,7 +1,5 @@
 """Canonical JSON, its SHA-256, and seeds derived from it: equal values, equal results on every machine."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -9,11 +7,9 @@ from typing import Any
 
 
 def canonical(value: Any) -> str:
-    """Return the one JSON text of ``value``: sorted keys, no spaces, no NaN. 1 and 1.0 differ.
+    """Return the one JSON text of ``value``: sorted keys, no spaces; 1 and 1.0 differ.
 
-    Raises:
-        ValueError: ``value`` holds a NaN or an infinity.
-        TypeError: ``value`` is not made of JSON types.
+    ValueError for a NaN or an infinity, TypeError for what is not made of JSON types.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 

@@ -1,7 +1,5 @@
 """Helpers for torch modules: evaluation mode as a context, example inputs, layers by name."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,11 +42,7 @@ def matches(layer: str, patterns: Sequence[str]) -> bool:
 
 
 def weight_of(model: nn.Module, layer: str) -> Tensor:
-    """Return the weight of a layer, detached, output units along the first axis.
-
-    Raises:
-        UserError: the network has no such layer, or it has no weight.
-    """
+    """Return the weight of a layer, detached, output units first; UserError if there is none of this name."""
     found = dict(model.named_modules()).get(layer)
     if found is None or not isinstance(weight := getattr(found, "weight", None), Tensor):
         raise UserError(f"layer {layer!r}: the network has none of this name with a weight")

@@ -5,8 +5,6 @@ A configuration names code, it never supplies it. The plug-in packages are ``spa
 group of each is ``lpslim.<its last part>``, such as ``lpslim.penalties``.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -28,11 +26,7 @@ def choices(package: str) -> list[str]:
 
 
 def find(package: str, name: str) -> ModuleType:
-    """Return the module of one plug-in; our own come before installed ones of the same name.
-
-    Raises:
-        UserError: there is none of this name; the message lists those that exist.
-    """
+    """Return a plug-in's module, our own before an installed one; UserError with the choices if there is none."""
     if name in _own(package):
         return importlib.import_module(f"lpslim.{package}.{name}")
     if (found := _installed(package).get(name)) is not None:
