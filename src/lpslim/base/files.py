@@ -42,7 +42,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a scratch folder that becomes ``path`` when the block ends well; FileExistsError if that exists."""
+    """Yield a scratch folder that becomes ``path`` when the block ends well; FileExistsError if it exists."""
     if path.exists():
         raise FileExistsError(f"{path} exists and is never overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
