@@ -26,7 +26,7 @@ def choices(package: str) -> list[str]:
 
 
 def find(package: str, name: str) -> ModuleType:
-    """Return a plug-in's module, our own before installed ones; UserError if there is none, with the choices."""
+    """Return a plug-in's module, our own before installed ones; UserError with the choices if none."""
     if name in _own(package):
         return importlib.import_module(f"lpslim.{package}.{name}")
     if (found := _installed(package).get(name)) is not None:
