@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from lpslim.data.datasets import imagefolder
 from lpslim.data.splits import Share
@@ -41,15 +41,11 @@ def test_splits_classes_and_pixels_in_imagenets_units(root):
     assert data.reading == {"image_size": 8, "workers": 0}
     ((images, labels),) = data.test.eval_batches(6)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
-    expected = (torch.tensor([20, 0, 7]) / 255 - torch.tensor(imagefolder.MEAN)) / torch.tensor(
-        imagefolder.STD
-    )
+    mean, std = torch.tensor(imagefolder.MEAN), torch.tensor(imagefolder.STD)
+    expected = (torch.tensor([20, 0, 7]) / 255 - mean) / std
     torch.testing.assert_close(images[1, :, 4, 4], expected)
-    assert sorted(data.train.samples + data.val.samples) == [
-        (file, label)
-        for label, name in enumerate(CLASSES)
-        for file in sorted((root / "train" / name).iterdir())
-    ]
+    files = [sorted((root / "train" / name).iterdir()) for name in CLASSES]
+    assert sorted(data.train.samples + data.val.samples) == [(f, i) for i in (0, 1) for f in files[i]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -61,8 +57,9 @@ def test_one_process_reads_as_a_plain_loader_does(tmp_path, monkeypatch, workers
     torch.manual_seed(7)
     batches = list(split.train_batches(4, seed=1))
     torch.manual_seed(7)
-    plain = DataLoader(made[0], 4, shuffle=True, drop_last=True, num_workers=workers,
-                       generator=torch.Generator().manual_seed(1))  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    order = RandomSampler(range(10), generator=generator)
+    plain = DataLoader(made[0], 4, sampler=order, drop_last=True, num_workers=workers, generator=generator)
     for (one, label), (other, again) in zip(batches, plain, strict=True):
         assert torch.equal(label, again)
         assert torch.equal(one, other)
@@ -85,9 +82,8 @@ def test_the_fingerprint_is_of_names_and_sizes(root):
 def test_bad_folders_and_sizes_are_refused(root):
     missing = root / "nowhere"
     message = refusal(load, missing)
-    assert message.startswith(
-        f"dataset.root={missing}: no images there. Expected {missing}/train/<class>/<image>"
-    )
+    assert message.startswith(f"dataset.root={missing}: ")
+    assert message.endswith("expected train/<class>/<image>")
     message = refusal(lambda: load(root, image_size=224))
     assert message == f"dataset.image_size=224: must be at most 10, the size of images in {root}"
     assert load(root, image_size=10).shape == (3, 10, 10)

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 
-from lpslim.data.images import TensorSplit, pixel_statistics, splits
+from lpslim.data.images import TensorSplit, image_data, pixel_statistics
 from lpslim.data.splits import hold_out
-from tests.data.making import noise
+from tests.data.making import noise, settings
 
 
 def plain_split(images, **augmentation):
@@ -94,14 +94,16 @@ def test_pixel_statistics_equal_numpy(channels):
         assert ours.dtype == torch.float32
 
 
-def test_splits_share_the_statistics_of_the_images_trained_on():
+def test_splits_share_the_statistics_of_the_images_trained_on(tmp_path):
     images, labels = noise(40, 4, 4), torch.arange(40)
     test = (noise(5, 4, 4, seed=9), torch.arange(5))
-    parts = splits((images, labels), test, val_fraction=0.25, crop_padding=3, flip=True)
+    chosen = settings(tmp_path, val_fraction=0.25, crop_padding=3, flip=True)
+    data = image_data(chosen, "here", "0", 40, (images, labels), test)
+    assert (data.name, data.source, data.fingerprint, data.shape) == ("mine", "here", "0", (3, 4, 4))
     train, val = hold_out(40, 0.25)
-    assert torch.equal(parts["train"].labels, train)
-    assert torch.equal(parts["val"].images, images[val])
+    assert torch.equal(data.train.labels, train)
+    assert torch.equal(data.val.images, images[val])
     mean, _ = pixel_statistics(images[train])
-    for name, part in parts.items():
+    for part in (data.train, data.val, data.test):
         assert torch.equal(part.mean, mean)
-        assert (part.crop_padding, part.flip) == ((3, True) if name == "train" else (0, False))
+        assert (part.crop_padding, part.flip) == ((3, True) if part is data.train else (0, False))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpslim.data import tokens
-from lpslim.data.tokens import fingerprint, pack, splits, subset
+from lpslim.data.tokens import fingerprint, pack
 
 texts = st.lists(st.lists(st.integers(5, 99), min_size=1, max_size=12), min_size=1, max_size=30)
 
@@ -62,9 +62,8 @@ def test_the_seed_alone_decides_the_order():
 def test_batches_are_of_like_lengths():
     lengths = torch.randint(1, 101, (1600,), generator=torch.Generator().manual_seed(0)).tolist()
     batches = packed([[5] * n for n in lengths]).train_batches(16, 0)
-    assert sum(inputs[:, 0].numel() for inputs, _ in batches) < 1.05 * sum(
-        lengths
-    )  # shuffled, nearly twice as much
+    padded = sum(inputs[:, 0].numel() for inputs, _ in batches)
+    assert padded < 1.05 * sum(lengths)  # shuffled, nearly twice as much
 
 
 def test_an_evaluation_batch_is_bounded_in_tokens(monkeypatch):
@@ -73,14 +72,11 @@ def test_an_evaluation_batch_is_bounded_in_tokens(monkeypatch):
     assert sizes == [(2, 8), (2, 8), (1, 8), (1, 30)]
 
 
-def test_validation_texts_come_out_of_the_training_set():
-    whole = packed([[5 + i] * (1 + i % 3) for i in range(20)])
-    parts = splits(whole, whole, 0.25)
-    assert parts["test"] is whole
-    shown = [batch for name in ("train", "val") for batch in parts[name].eval_batches(99)]
-    assert [len(labels) for _, labels in shown] == [15, 5]
-    assert unpacked(shown[0]) | unpacked(shown[1]) == unpacked(*whole.eval_batches(99))
-    assert subset(whole, torch.tensor([2, 0])).labels.tolist() == [2, 0]
+def test_texts_are_taken_whole_and_in_order():
+    whole = packed([[5 + i] * (1 + i % 3) for i in range(9)])
+    taken = whole.take(torch.tensor([7, 2]))
+    assert taken.labels.tolist() == [7, 2]
+    assert unpacked(*taken.eval_batches(9)) == {7: [12, 12], 2: [7, 7, 7]}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from lpslim.data.images import TensorSplit, splits
+from lpslim.data.images import TensorSplit, image_data
 from lpslim.data.splits import WHOLE, Data
 from lpslim.sparsity.penalties.lp import Lp
 from lpslim.training.callbacks import Callback
@@ -47,8 +48,8 @@ def data(noisy: bool = False) -> Data:
     """Return 32 training images (1, 4, 4) of two classes: four batches of eight."""
     images = torch.randint(256, (40, 4, 4, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labelled = images, torch.arange(40) % 2
-    parts = splits(labelled, labelled, val_fraction=0.2, crop_padding=1, flip=True)
-    made = Data("toy", "made here", "0" * 64, 2, (1, 4, 4), **parts)
+    settings = SimpleNamespace(name="toy", val_fraction=0.2, crop_padding=1, flip=True)
+    made = image_data(settings, "made here", "0" * 64, 2, labelled, labelled)
     return replace(made, train=Noisy(**vars(made.train))) if noisy else made
 
 

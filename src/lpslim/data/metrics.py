@@ -1,7 +1,5 @@
 """Tasks and metrics: the loss that a network is trained by, and the metric that it is evaluated by."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,9 +47,7 @@ class Task:
     function: Callable[[Tensor, Tensor], float]
     regression: bool = False
 
-    def loss(
-        self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0, reduction: str = "mean"
-    ) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor, smoothing: float = 0, reduction: str = "mean") -> Tensor:
         """Return the cross-entropy; of a regression the squared error, without label smoothing."""
         if self.regression:
             return F.mse_loss(outputs.squeeze(-1), targets, reduction=reduction)
@@ -66,10 +62,6 @@ class Task:
         return self.function(preds.cpu(), targets.cpu())
 
 
-TASKS: dict[str, Task] = {
-    "accuracy": Task("accuracy", accuracy),
-    "f1": Task("f1", f1),
-    "matthews": Task("matthews", matthews),
-    "spearman": Task("spearman", spearman, regression=True),
-}
-CLASSIFICATION = TASKS["accuracy"]
+CLASSIFICATION = Task("accuracy", accuracy)
+OTHERS = (Task("f1", f1), Task("matthews", matthews), Task("spearman", spearman, regression=True))
+TASKS = {task.metric: task for task in (CLASSIFICATION, *OTHERS)}

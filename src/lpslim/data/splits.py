@@ -1,10 +1,9 @@
 """Data sets: the interface of a split, the shard of one process, and the validation split."""
 
-from __future__ import annotations
-
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -15,12 +14,8 @@ from lpslim.data.metrics import CLASSIFICATION, Task
 Batch = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Share:
-    """The shard of one process in a batch or a split; the shards of all hold every sample once.
-
-    rank: number of the process, from 0. world: number of processes.
-    """
+class Share(NamedTuple):
+    """The shard of process ``rank`` of ``world`` in a batch or a split; all shards hold every sample once."""
 
     rank: int = 0
     world: int = 1
@@ -33,42 +28,35 @@ class Share:
 WHOLE = Share()
 
 
-class Split(Protocol):
+@dataclass(frozen=True)
+class Split(ABC):
     """A split, in memory or streamed from disk. Inputs are images (B, C, H, W), or tokens (B, 3, L)."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def to(self, device: torch.device) -> Split:
-        """Return the same split, its batches on ``device``."""
-        ...
+    def to(self, device: torch.device) -> Self:
+        """Return the same split with its tensors, and so its batches, on ``device``."""
+        return replace(self, **{n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)})
 
+    @abstractmethod
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one shuffled, augmented epoch of inputs (B, ...) and labels (B,).
 
         ``batch_size`` is that of all processes together: this one gets its share of every batch.
         """
-        ...
 
+    @abstractmethod
     def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield every sample of a share of the split once, not augmented, at most ``batch_size`` a batch."""
-        ...
-
-
-class Parts(TypedDict):
-    """The three splits of a data set."""
-
-    train: Split
-    val: Split
-    test: Split
 
 
 @dataclass(frozen=True)
 class Data:
     """A data set: its splits, its task, and its identity in records.
 
-    source: where the samples come from. fingerprint: hash of the samples. num_classes: outputs; 1 for a
-    regression. shape: of one input, (C, H, W), or (3, L) with L the greatest length. reading: settings
-    that shape the batches and that the fingerprint does not cover.
+    source: of the samples; fingerprint: their hash. num_classes: outputs; 1 for a regression. shape: of one
+    input, (C, H, W), or (3, greatest length). reading: what shapes the batches beside the fingerprint.
     """
 
     name: str
@@ -82,24 +70,20 @@ class Data:
     task: Task = CLASSIFICATION
     reading: dict[str, Any] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> Data:
+    def to(self, device: torch.device) -> Self:
         """Return the same data with every split on ``device``."""
-        moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
-        return replace(self, **moved)
+        train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test)
 
 
 def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:
     """Return (training, validation) indices of ``count`` samples, sorted, at least one each.
 
     They depend on the arguments alone, not on a run's seed: all runs validate on the same samples.
-
-    Raises:
-        UserError: there are fewer than two samples.
+    UserError if there are fewer than two.
     """
     if count < 2:
-        raise UserError(
-            f"dataset: {count} sample to train on; expected at least 2, one of them for validation"
-        )
+        raise UserError(f"dataset: {count} sample to train on; expected at least 2, one for validation")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     held = min(max(1, round(count * fraction)), count - 1)
     return order[held:].sort().values, order[:held].sort().values

@@ -3,8 +3,6 @@
 Source: Alpaydin and Kaynak, UCI ML repository, doi:10.24432/C50P49.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,6 @@ from sklearn.model_selection import train_test_split
 
 from lpslim.data.images import image_data
 from lpslim.data.splits import Data
-
-TEST_FRACTION = 0.2
 
 
 def load(settings: Any, cache: Path) -> Data:
@@ -31,7 +27,7 @@ def load(settings: Any, cache: Path) -> Data:
     grey = grey.repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 if settings.rgb else 1, axis=3)
     fingerprint = hashlib.sha256(grey.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
     rows = np.arange(len(labels))
-    train, test = train_test_split(rows, test_size=TEST_FRACTION, stratify=labels, random_state=0)
+    train, test = train_test_split(rows, test_size=0.2, stratify=labels, random_state=0)
     images, targets = torch.from_numpy(grey), torch.from_numpy(labels).long()
     pairs = [(images[part], targets[part]) for part in (train, test)]
     return image_data(settings, "scikit-learn, embedded", fingerprint, 10, *pairs)

@@ -1,14 +1,13 @@
 """ImageNet, or any other tree of ``train/<class>/*`` and ``val/<class>/*``, read by worker processes."""
 
-from __future__ import annotations
-
+import functools
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,12 +15,12 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from lpslim.base.errors import UserError
-from lpslim.data.decoded import Decoded, ImageCache, Samples, joined, list_images, rgb, sampled_sizes
-from lpslim.data.splits import WHOLE, Batch, Data, Parts, Share, hold_out
+from lpslim.data.decoded import Decoded, Samples, decode, joined, list_images, rgb, sampled_sizes
+from lpslim.data.splits import WHOLE, Batch, Data, Share, Split, hold_out
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
-SAMPLED = 9  # images whose sizes are looked at
 CPU = torch.device("cpu")
+log = logging.getLogger(__name__)
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
@@ -30,22 +29,18 @@ class _Images(Dataset[tuple[Tensor, int]]):
     def __init__(self, samples: Samples, transform: Any, decoded: Decoded | None) -> None:
         self.samples, self.transform, self.decoded = samples, transform, decoded
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        image = self.decoded.image(index) if self.decoded else None
-        return self.transform(image or rgb(path)), label
+        return self.transform(self.decoded.image(index) if self.decoded else rgb(path)), label
 
 
 @dataclass(frozen=True)
-class StreamedSplit:
+class StreamedSplit(Split):
     """A split read from disk by ``workers`` processes.
 
     Training images: a random resized crop of ``size`` pixels, mirrored half of the time if ``flip``.
     Evaluation: the centre crop of the image resized by 256/224, the usual ImageNet protocol. ``decoded``
-    returns the decoded images of the samples, if there are any: the batches are the same bits.
+    returns the images as decoded once; without it they are decoded anew, to the same bits.
     """
 
     samples: Samples
@@ -53,12 +48,12 @@ class StreamedSplit:
     flip: bool
     workers: int
     device: torch.device = CPU
-    decoded: Callable[[], Decoded | None] | None = None
+    decoded: Callable[[], Decoded] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def to(self, device: torch.device) -> StreamedSplit:
+    def to(self, device: torch.device) -> Self:
         """Return the same split, its batches delivered on ``device``."""
         return replace(self, device=device)
 
@@ -87,7 +82,7 @@ class StreamedSplit:
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.workers,
             generator=generator,  # orders the images and seeds the workers
-            worker_init_fn=partial(_seed_worker, others) if others else None,
+            worker_init_fn=functools.partial(_seed_worker, others),
             pin_memory=self.device.type == "cuda",
         )
         try:
@@ -109,37 +104,32 @@ def load(settings: Any, cache: Path) -> Data:
     """Return the images below ``settings.root``; ``val`` is the test set, as the field uses it.
 
     The validation split comes out of ``train``. The fingerprint covers names and sizes of all files, not
-    their contents: reading 150 GB to identify them would take longer than many a run.
-
-    Raises:
-        UserError: the folders are not there, their classes differ, or most images are smaller than
-            ``settings.image_size``.
+    their contents: reading 150 GB to identify them would take longer than many a run. UserError if images
+    are missing, the splits' classes differ, or most images are smaller than ``settings.image_size``.
     """
     root, size, workers = Path(settings.root), settings.image_size, settings.workers
-    if not (root / "train").is_dir() or not (root / "val").is_dir():
-        raise UserError(
-            f"dataset.root={root}: no images there. Expected {root}/train/<class>/<image> and "
-            f"{root}/val/<class>/<image>, for ImageNet with the class folders n01440764 to n15075141"
-        )
     train, test = (list_images(root, split) for split in ("train", "val"))
     classes, samples = joined(root, train, test)
-    sides = sorted(map(min, sampled_sizes([file for file, _ in train[1]], SAMPLED)))
-    if (median := sides[len(sides) // 2]) < size:  # most images would have to be enlarged
+    files = [file for file, _ in samples]
+    sizes = sampled_sizes(files)
+    if (median := sorted(map(min, sizes))[len(sizes) // 2]) < size:  # most images would have to be enlarged
         raise UserError(f"dataset.image_size={size}: must be at most {median}, the size of images in {root}")
-    decoded = ImageCache(
-        root, [file for file, _ in samples], cache, workers=workers, gigabytes=settings.cache_gb
-    )
+    gigabytes = sum(3 * width * height for width, height in sizes) / len(sizes) * len(files) / 1e9
+    cached = gigabytes <= settings.cache_gb
+    if not cached:
+        log.info("%s: decoded in every epoch: %.3g GB are more than dataset.cache_gb", root, gigabytes)
+    images = functools.cache(functools.partial(decode, root, files, cache, workers))
 
     def split(rows: Tensor) -> StreamedSplit:
         chosen = [samples[row] for row in rows.tolist()]
-        return StreamedSplit(chosen, size, settings.flip, workers, decoded=partial(decoded.find, rows))
+        taken = (lambda: replace(images(), index=images().index[rows])) if cached else None
+        return StreamedSplit(chosen, size, settings.flip, workers, CPU, taken)
 
-    fitted, held = hold_out(len(train[1]), settings.val_fraction)
     listing = hashlib.sha256()
-    for file, _ in samples:
+    for file in files:
         listing.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
-    tested = torch.arange(len(train[1]), len(samples))
-    parts: Parts = {"train": split(fitted), "val": split(held), "test": split(tested)}
     source, fingerprint = f"image folder {root.name}", f"listing:{listing.hexdigest()}"
+    fit, val = map(split, hold_out(len(train[1]), settings.val_fraction))
+    tested, shape = split(torch.arange(len(train[1]), len(samples))), (3, size, size)
     reading = {"image_size": size, "workers": workers}  # each worker draws its own augmentation
-    return Data(settings.name, source, fingerprint, len(classes), (3, size, size), **parts, reading=reading)
+    return Data(settings.name, source, fingerprint, len(classes), shape, fit, val, tested, reading=reading)

@@ -4,8 +4,6 @@ Subjects and verbs agree in number, across prepositional phrases and relative cl
 with their nouns. An unacceptable sentence has a single fault.
 """
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ from lpslim.data.metrics import TASKS
 from lpslim.data.splits import Data
 
 TRAIN, TEST = 2000, 500
-SINGULAR, PLURAL = 0, 1
-# words of both numbers; all are in the vocabulary of the tiny encoder, lpslim.models.encoders.WORDS
+# in the singular and in the plural; all words are in lpslim.models.encoders.WORDS
 DETERMINERS = (("the", "a", "this", "every"), ("the", "some", "these", "many"))
 NOUNS = (
     ("cat", "dog", "teacher", "child", "pilot", "river", "king", "farmer"),
@@ -48,7 +45,7 @@ def examples(count: int, seed: int = 0) -> list[tuple[str, int]]:
 
 
 def _sentence(draw: random.Random, fault: bool) -> list[str]:
-    number = draw.choice((SINGULAR, PLURAL))
+    number = draw.choice((0, 1))
     kind = draw.choice(("verb", "determiner")) if fault else ""
     verb_number = 1 - number if kind == "verb" else number
     subject = _noun_phrase(draw, number, deep=True, fault=kind == "determiner")
@@ -56,11 +53,11 @@ def _sentence(draw: random.Random, fault: bool) -> list[str]:
         predicate = [draw.choice(INTRANSITIVE[verb_number])]
         predicate += [draw.choice(ADVERBS)] if draw.random() < 0.5 else []
     else:
-        predicate = [draw.choice(TRANSITIVE[verb_number]), *_any_noun_phrase(draw)]
+        predicate = [draw.choice(TRANSITIVE[verb_number]), *_noun_phrase(draw, draw.choice((0, 1)))]
     return [*subject, *predicate, "."]
 
 
-def _noun_phrase(draw: random.Random, number: int, deep: bool, fault: bool = False) -> list[str]:
+def _noun_phrase(draw: random.Random, number: int, deep: bool = False, fault: bool = False) -> list[str]:
     # a fault takes a determiner that only the other number has: "the" fits both
     determiners = DETERMINERS[1 - number][1:] if fault else DETERMINERS[number]
     words = [draw.choice(determiners)]
@@ -68,11 +65,8 @@ def _noun_phrase(draw: random.Random, number: int, deep: bool, fault: bool = Fal
     words.append(draw.choice(NOUNS[number]))
     if deep and (kind := draw.random()) < 0.7:
         if kind < 0.35:
-            words += [draw.choice(PREPOSITIONS), *_any_noun_phrase(draw)]
+            words.append(draw.choice(PREPOSITIONS))
         else:
-            words += ["that", draw.choice(TRANSITIVE[number]), *_any_noun_phrase(draw)]
+            words += ["that", draw.choice(TRANSITIVE[number])]
+        words += _noun_phrase(draw, draw.choice((0, 1)))
     return words
-
-
-def _any_noun_phrase(draw: random.Random) -> list[str]:
-    return _noun_phrase(draw, draw.choice((SINGULAR, PLURAL)), deep=False)
