@@ -1,20 +1,19 @@
 """The loop against a loop written out by hand; precisions, divergence, the compiler, a GPU."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lpslim.base.errors import DivergenceError, RunError
+from lpslim.base.errors import DivergenceError
 from lpslim.base.hashing import derive_seed
 from lpslim.training.callbacks import Callback
 from lpslim.training.evaluation import evaluate
 from lpslim.training.loop import fit
 from lpslim.training.schedule import RuntimeConfig, TrainConfig, learning_rate
-from tests.training.toys import CPU, SEED, STAGE, STEPS, data, network, same, trained
+from tests.training.toys import CPU, SEED, STAGE, STEPS, Broken, data, network, same, trained
 
 
 def by_hand(make, **config):
@@ -51,16 +50,12 @@ def adamw(parameters):
 @pytest.mark.parametrize(
     ("make", "config"),
     [
-        (
-            sgd,
-            {"lr": 0.05, "momentum": 0.8, "weight_decay": 1e-3, "warmup_epochs": 1.0, "label_smoothing": 0.1},
-        ),
-        (
-            adamw,
-            {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.3, "clip_norm": 0.1, "schedule": "linear"},
-        ),
+        (sgd, {"lr": 0.05, "momentum": 0.8, "weight_decay": 1e-3, "warmup_epochs": 1.0,
+               "label_smoothing": 0.1}),
+        (adamw, {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.3, "clip_norm": 0.1,
+                 "schedule": "linear"}),
     ],
-)
+)  # fmt: skip
 def test_trains_to_the_bits_of_a_loop_written_by_hand(make, config):
     expected, losses = by_hand(make, **config)
     torch.rand(7)  # what was drawn before does not matter
@@ -78,15 +73,8 @@ def test_a_row_per_epoch_holds_the_measurements_after_it():
     rows = fit(model, source, config, CPU, **arguments)
     test = evaluate(model, source.test, task=source.task)
     assert rows == seen
-    assert set(rows[0]) == {
-        "epoch",
-        "lr",
-        "train_loss",
-        "val_accuracy",
-        "test_accuracy",
-        "test_loss",
-        "seconds",
-    }
+    names = "epoch", "lr", "train_loss", "val_accuracy", "test_accuracy", "test_loss", "seconds"
+    assert tuple(rows[0]) == names
     assert (rows[1]["epoch"], rows[1]["test_accuracy"], rows[1]["test_loss"]) == (2, *test.values())
 
 
@@ -111,11 +99,9 @@ def moved(**arguments):
     return torch.cat([(b - p).flatten() for p, b in zip(model.parameters(), before, strict=True)])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_losss_gradient_is_bounded_and_a_penaltys_neither_bounded_nor_scaled(precision):
-    runtime = replace(CPU, precision=precision)
-    assert moved(lr=1.0, runtime=runtime).norm().item() == pytest.approx(1e-3, rel=1e-3)
-    steps = moved(join=Pull, lr=1e-3, runtime=runtime)
+def test_the_losss_gradient_is_bounded_and_a_penaltys_is_not():
+    assert moved(lr=1.0).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    steps = moved(join=Pull, lr=1e-3)
     assert steps.tolist() == pytest.approx([0.1] * len(steps), abs=2e-6)
 
 
@@ -127,18 +113,6 @@ def test_each_training_has_its_own_precision_and_accuracy_is_always_of_float32()
     assert all(p.dtype == torch.float32 for p in model.parameters())
     test = evaluate(model, data().test, task=data().task)
     assert (rows[-1]["test_accuracy"], rows[-1]["test_loss"]) == tuple(test.values())
-
-
-class Broken(nn.Module):
-    """Gives no numbers from one of its calls on."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.inner, self.calls, self.at = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), 0, at
-
-    def forward(self, images):
-        self.calls += 1
-        return self.inner(images) * (float("nan") if self.calls >= self.at else 1)
 
 
 @pytest.mark.parametrize(
@@ -161,18 +135,8 @@ def test_what_was_compiled_before_changes_no_bit():
     trained(runtime=compiled, model=nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
     again = trained(runtime=compiled)
     assert same(first[0], again[0])
-    assert [row["train_loss"] for row in first[1]] == pytest.approx(
-        [r["train_loss"] for r in eager], abs=1e-5
-    )
-
-
-def test_the_compilers_failure_names_the_setting_that_avoids_it(monkeypatch):
-    def fails(graph, inputs):
-        raise ValueError("no compiler here")
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
-    with pytest.raises(RunError, match=r"no compiler here.*trainer\.compile=false"):
-        trained(runtime=replace(CPU, compile=True))
+    losses = [[row["train_loss"] for row in rows] for rows in (first[1], eager)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.cuda

@@ -10,6 +10,7 @@ from torch import nn
 from lpslim.data.images import TensorSplit, image_data
 from lpslim.data.splits import WHOLE, Data
 from lpslim.sparsity.penalties.lp import Lp
+from lpslim.training import distributed
 from lpslim.training.callbacks import Callback
 from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.loop import fit
@@ -42,6 +43,24 @@ class Noisy(TensorSplit):
     def train_batches(self, batch_size, seed, share=WHOLE):
         for inputs, labels in super().train_batches(batch_size, seed, share):
             yield inputs + torch.rand_like(inputs), labels
+
+
+class Broken(nn.Module):
+    """Gives no numbers from one of its calls on; in one process alone if there are several."""
+
+    def __init__(self, at, rank=0):
+        super().__init__()
+        self.inner, self.calls, self.at, self.rank = (
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+            0,
+            at,
+            rank,
+        )
+
+    def forward(self, images):
+        self.calls += 1
+        broken = self.calls >= self.at and distributed.share().rank == self.rank
+        return self.inner(images) * (float("nan") if broken else 1)
 
 
 def data(noisy: bool = False) -> Data:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -56,20 +57,17 @@ def execute(config: Config, experiment_file: Config | None) -> Outcome:
         runtime.make_accelerator(config.trainer)  # several processes find each other
         run = main_process_first(lambda: _load(config))
         planned, key = list(run.steps.values()), run.steps["finetune"].key
-        if len(set(distributed.gather([key]))) > 1:
+        if len(set(gather_object([key]))) > 1:
             raise UserError("the processes of this run have different settings, or find different data")
         path = records.path_of(Path(config.results_dir), config.name, key)
         known = broadcast_from_main(lambda: records.read(path) if path.exists() else None)
         if known and not config.dry_run:
             _report(known, config, f"record: {path} (measured before)")
             return Outcome(planned, path)
-        broadcast_from_main(lambda: _check(run))
-        differs = broadcast_from_main(lambda: _differences(run, experiment_file))
-        broadcast_from_main(lambda: _print_plan(run))
+        folder = Path(config.work_dir) / "runs" / config.name / key[:8]
+        differs = broadcast_from_main(lambda: _begin(run, experiment_file, folder))
         if config.dry_run:
             return Outcome(planned)
-        folder = Path(config.work_dir) / "runs" / config.name / key[:8]
-        broadcast_from_main(lambda: _prepare(config, folder))
     infos: dict[str, Info] = {}
     diverged = None
     with distributed.fail_fast(), explained(planned), _logs(folder) as charts:
@@ -92,12 +90,31 @@ def _load(config: Config) -> Run:
     return Run(config, data, plan(config, data))
 
 
+def _begin(run: Run, experiment_file: Config | None, folder: Path) -> dict[str, list[Any]]:
+    """Check and print the plan, make the run's folder, and return what the record names as ``differs``."""
+    config, steps = run.config, run.steps.values()
+    _check(run)
+    differs = _differences(run, experiment_file) if experiment_file else {}
+    print(f"{config.name}, seed {config.seed}:")
+    for step in steps:
+        epochs = f"  {step.epochs} epochs" if step.epochs else ""
+        print(f"  {step.name:<12} {step.key}  {'found' if step.done else 'to do'}{epochs}")
+    ahead = [step.epochs for step in steps if not step.done]
+    print(f"  {len(steps) - len(ahead)} stages found, {len(ahead)} to do: {sum(ahead)} epochs")
+    if not config.dry_run:
+        for key in ("results_dir", "work_dir"):
+            files.check_writable(Path(getattr(config, key)), key)
+        files.write_json(folder / "config.json", asdict(config))
+    return differs
+
+
 def _check(run: Run) -> None:
     """Refuse, on an untrained network and before any work, what cannot be done (UserError)."""
-    config, data, chosen = run.config, run.data, run.config.model
-    settings = {"baseline": "baseline", "sparsify": "regularizer.train", "finetune": "finetune"}
-    trainings = keys.trainings(config).items()
-    runtime.check_batches({settings[stage]: train for stage, train in trainings}, data)
+    config, data, chosen, world = run.config, run.data, run.config.model, distributed.share().world
+    for stage, train in keys.trainings(config).items():
+        key, size = stage.replace("sparsify", "regularizer.train"), min(train.batch_size, len(data.train))
+        if size % world:
+            raise UserError(f"{key}.batch_size={size}: must be a multiple of the {world} processes")
     try:
         model = storage.dense(chosen.family, chosen.name, data.shape, data.num_classes).build()
         candidates = run.candidates(model)
@@ -117,34 +134,17 @@ def _check(run: Run) -> None:
         keys.regularizer(config)[0](model)
 
 
-def _differences(run: Run, experiment: Config | None) -> dict[str, list[Any]]:
+def _differences(run: Run, experiment: Config) -> dict[str, list[Any]]:
     """Return key -> [the experiment file's, the run's] value; empty where both have the same group."""
-    if experiment is None:
-        return {}
-    trainer = replace(experiment.trainer, device=run.config.trainer.device)
-    experiment = replace(experiment, trainer=runtime.resolved(trainer))
+    trainer = runtime.resolved(replace(experiment.trainer, device=run.config.trainer.device))
+    experiment = replace(experiment, trainer=trainer)
     theirs, ours = (dict(flat(records.public(config))) for config in (experiment, run.config))
-    changed = (key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key))
-    differs = {key: [theirs.get(key), ours.get(key)] for key in changed if key not in {*IGNORED_KEYS, "seed"}}
+    pairs = {key: [theirs.get(key), ours.get(key)] for key in {**theirs, **ours}}
+    differs = {key: [a, b] for key, (a, b) in pairs.items() if a != b and key not in {*IGNORED_KEYS, "seed"}}
     if any(key.startswith("dataset.") for key in differs):  # the file's data may have another fingerprint
         return differs
     same = plan(experiment, run.data)["finetune"].group == run.steps["finetune"].group
     return {} if same else differs
-
-
-def _print_plan(run: Run) -> None:
-    print(f"{run.config.name}, seed {run.config.seed}:")
-    for step in run.steps.values():
-        epochs = f"  {step.epochs} epochs" if step.epochs else ""
-        print(f"  {step.name:<12} {step.key}  {'found' if step.done else 'to do'}{epochs}")
-    ahead = [step.epochs for step in run.steps.values() if not step.done]
-    print(f"  {len(run.steps) - len(ahead)} stages found, {len(ahead)} to do: {sum(ahead)} epochs")
-
-
-def _prepare(config: Config, folder: Path) -> None:
-    for key in ("results_dir", "work_dir"):
-        files.check_writable(Path(getattr(config, key)), key)
-    files.write_json(folder / "config.json", asdict(config))
 
 
 @contextmanager
@@ -172,15 +172,17 @@ def explained(planned: list[Step]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, SafetensorError) as problem:
         finished = ", ".join(step.name for step in planned if step.done)
-        kept = f"kept: {finished or 'checkpoints'}; the same command goes on"
+        kept, text = f"kept: {finished or 'checkpoints'}; the same command goes on", str(problem)
         if isinstance(problem, KeyboardInterrupt):
             print(f"\ninterrupted\n{kept}" if distributed.is_main() else "", file=sys.stderr)
             raise
-        lacks_memory = isinstance(problem, MemoryError | torch.OutOfMemoryError)
-        if lacks_memory or "can't allocate memory" in str(problem):
+        if isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
             happened = "out of memory: take a smaller batch_size, or a machine with more memory"
         elif isinstance(problem, OSError | SafetensorError):
-            happened = f"{problem}: free space, permit writing, or put back what is missing"
+            happened = f"{text}: free space, permit writing, or put back what is missing"
+        elif type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(text.splitlines()[:2])[:200]
+            happened = f"trainer.compile=true: {reason}; trainer.compile=false avoids it"
         else:
             raise
         raise RunError(f"{happened}\n{kept}") from problem
@@ -188,14 +190,16 @@ def explained(planned: list[Step]) -> Iterator[None]:
 
 def environment(run: Run) -> dict[str, str | int | bool | None]:
     """Return the versions, machine and source revision that a record states."""
-    device = runtime.make_accelerator(run.config.trainer).device.type
-    machine = {"machine": platform.machine(), "device": device, "processes": distributed.count()}
-    versions = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
-    source = {
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "machine": platform.machine(),
+        "device": run.config.trainer.device,
+        "processes": distributed.share().world,
+        **{package: version(package) for package in PACKAGES},
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)),
     }
-    return {**versions, **machine, **{package: version(package) for package in PACKAGES}, **source}
 
 
 def _git(*arguments: str) -> str | None:

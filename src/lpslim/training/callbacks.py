@@ -1,7 +1,5 @@
 """Callbacks of the training loop: the base class, regularisers, and the keeper of pruned weights at zero."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +31,7 @@ class Callback:
 
 @dataclass(eq=False)
 class Regularizer(Callback):
-    """Callback that adds a penalty: base class of the plug-ins in ``training.regularizers``.
-
-    convergence: one row per outer iteration, of those that have outer iterations.
-    """
+    """Callback that adds a penalty, base of the plug-ins; ``convergence``: a row per outer iteration."""
 
     convergence: list[dict[str, float]] = field(default_factory=list, init=False)
 

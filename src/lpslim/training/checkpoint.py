@@ -1,7 +1,5 @@
 """Checkpoint inside a stage: one file beside the stage's folder, which a killed training goes on from."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import time
@@ -18,10 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """Last state of the training that makes ``stage_folder``.
-
-    minutes: time between two checkpoints; 0 for one after every step, None for none.
-    """
+    """Last state of the training that makes ``stage_folder``, saved every so many minutes (None: never)."""
 
     def __init__(self, stage_folder: Path, minutes: float | None) -> None:
         self.file = stage_folder.with_name(f"{stage_folder.name}.checkpoint")

@@ -1,17 +1,15 @@
 """Evaluation of a network over all samples at once, always in float32."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 from lpslim.base.modules import eval_mode
 from lpslim.data.metrics import Task
 from lpslim.data.splits import WHOLE, Batch, Share, Split
-from lpslim.training.distributed import gather
 
 EVAL_BATCH = 500
 
@@ -31,7 +29,7 @@ def evaluate(model: nn.Module, split: Split, *, task: Task, share: Share = WHOLE
             loss += task.loss(outputs, targets, reduction="sum").item()
             pairs.append((task.preds(outputs).cpu(), targets.cpu()))
     if share.world > 1:
-        loss, pairs = sum(gather([loss])), gather(pairs)
+        loss, pairs = sum(gather_object([loss])), gather_object(pairs)
     preds, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return {"accuracy": task.compute(preds, labels), "loss": loss / len(split)}
 

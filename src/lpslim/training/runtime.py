@@ -1,13 +1,11 @@
-"""Runtime of a training: its device, precision, compiler and memory allocator."""
-
-from __future__ import annotations
+"""Runtime of a training: its device, precision and memory allocator."""
 
 import atexit
 import ctypes
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,13 +13,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from lpslim.base.errors import RunError, UserError
-from lpslim.data.splits import Data
-from lpslim.training import distributed
-from lpslim.training.schedule import RuntimeConfig, TrainConfig
+from lpslim.base.errors import UserError
+from lpslim.training.schedule import RuntimeConfig
 
 CPU_INFO, BF16_FLAGS = Path("/proc/cpuinfo"), {"avx512_bf16", "amx_bf16"}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(days=365))  # others wait while the main one does a stage
 
 
 def resolved(runtime: RuntimeConfig) -> RuntimeConfig:
@@ -43,10 +39,9 @@ def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
     Accelerate keeps one precision and one device for the whole process: it is told no precision (the loop has
     an autocast of its own), and where the process runs alone, the device anew.
     """
-    device, launched = resolved(runtime).device, distributed.launched()
+    device, launched = resolved(runtime).device, int(os.environ.get("WORLD_SIZE", 1)) > 1
     joins, on_cpu = launched and not dist.is_initialized(), launched and device == "cpu"
-    patience = [InitProcessGroupKwargs(timeout=distributed.PATIENCE)]
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=patience)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[PATIENCE])
     if joins:
         atexit.register(dist.destroy_process_group)
     if not launched:
@@ -58,31 +53,11 @@ def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
     return accelerator
 
 
-@contextmanager
-def compiler_errors() -> Iterator[None]:
-    """Turn an exception of torch.compile, in the block, into a RunError that names the setting to change."""
-    try:
-        yield
-    except Exception as problem:
-        if not type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = " ".join(str(problem).splitlines()[:2])[:200]
-        raise RunError(f"trainer.compile=true: {reason}; trainer.compile=false avoids it") from problem
-
-
-def check_batches(configs: Mapping[str, TrainConfig], data: Data) -> None:
-    """Raise a UserError for a batch that the processes cannot share equally; ``configs`` by their keys."""
-    for key, config in configs.items():
-        size, world = min(config.batch_size, len(data.train)), distributed.count()
-        if size % world:
-            raise UserError(f"{key}.batch_size={size}: must be a multiple of the {world} processes")
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory, whose pages a CPU step would pay for anew: 13 to 23 % of its time."""
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return  # the user's own settings
     with suppress(AttributeError, OSError, TypeError):  # macOS, musl, Windows
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # bytes of free memory that stay
-        mallopt(M_MMAP_THRESHOLD, 2**30)  # bytes of an allocation that cannot come from them
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes of free memory that stay
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: bytes of an allocation that cannot come from them

@@ -1,13 +1,11 @@
 """Training and runtime settings, and the learning rate that follows from them. Imports no torch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 
 SCHEDULES = ("cosine", "step", "linear", "constant")
 OPTIMIZERS = ("sgd", "adamw")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 
 

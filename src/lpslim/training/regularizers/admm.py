@@ -1,7 +1,5 @@
 """ADMM in a training loop: its gradient after each backward, its Z- and U-step once an outer iteration."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """L1 penalty on batch-norm scales: network slimming (Liu et al. 2017, arXiv:1708.06519)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
