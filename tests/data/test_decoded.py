@@ -20,7 +20,6 @@ from tests.data.making import noise, refusal, settings, write_image
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
 MODES = {"a.jpg": "RGB", "b.jpeg": "L", "c.png": "P", "d.png": "RGBA", "e.jpg": "CMYK"}
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -89,17 +88,15 @@ def test_every_image_is_decoded_once_and_read_from_its_place(root, monkeypatch):
     assert pickle.loads(sent).image(8).tobytes() == images.image(8).tobytes()
 
 
-@pytest.mark.parametrize("change", ["touched", "added", "another Pillow"])
-def test_another_folder_or_decoder_has_another_file(root, change, monkeypatch):
+def test_another_folder_or_decoder_has_another_file(root, monkeypatch):
     batches(load(root))
-    if change == "touched":
-        os.utime(root / "val" / CLASSES[0] / "a.jpg", ns=(1, 1))
-    elif change == "added":
-        Image.new("RGB", (40, 40)).save(root / "val" / CLASSES[0] / "z.png")
-    else:
-        monkeypatch.setattr(decoded.PIL, "__version__", "99.0")
-    assert same(batches(load(root)), batches(load(root, cache_gb=0)))
-    assert len(stored(root)) == 2
+    file = root / "val" / CLASSES[0] / "z.png"
+    changes = [lambda: Image.new("RGB", (40, 40)).save(file), lambda: os.utime(file, ns=(1, 1)),
+               lambda: monkeypatch.setattr(decoded.PIL, "__version__", "99.0")]  # fmt: skip
+    for number, change in enumerate(changes, 2):
+        change()
+        assert same(batches(load(root)), batches(load(root, cache_gb=0)))
+        assert len(stored(root)) == number
 
 
 def test_a_file_that_would_be_too_large_is_not_made_and_that_is_said(root, caplog):
@@ -127,60 +124,47 @@ def test_an_image_that_cannot_be_decoded_is_named_and_nothing_is_left(root, work
 def test_a_disk_that_is_full_is_named_and_nothing_is_left(root):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"too large: .*/cache/"):
-            decode_all(root)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(OSError, match=r"too large: .*/cache/"):
+        decode_all(root)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [file.suffix for file in (root.parent / "cache").iterdir()] == [".lock"]
 
 
-def forked(work):
-    process = FORK.Process(target=work)
-    process.start()
-    return process
+def forked(work, count):
+    """Return the exit codes of so many processes that do the same work at once."""
+    processes = [multiprocessing.get_context("fork").Process(target=work) for _ in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
-def test_a_process_that_is_killed_while_making_it_leaves_nothing_that_is_believed(root):
-    calls = itertools.count(1)
-
-    def fatal(file):
-        if next(calls) == 20:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rgb(file)
-
-    def work():
-        decoded.rgb = fatal
-        decode_all(root)
-
-    process = forked(work)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+def test_a_process_that_is_killed_while_making_it_leaves_nothing_that_is_believed(root, monkeypatch):
+    left = iter(range(19))
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    monkeypatch.setattr(decoded, "rgb", lambda file: rgb(file) if next(left, None) is not None else kill())
+    assert forked(lambda: decode_all(root), 1) == [-signal.SIGKILL]
+    monkeypatch.undo()
     assert not stored(root)
     assert list((root.parent / "cache").glob(".*"))
     assert same(batches(load(root)), batches(load(root, cache_gb=0)))
     assert not list((root.parent / "cache").glob(".*"))  # what was left is gone
 
 
-def test_of_many_processes_one_decodes_and_the_others_find_it(root, tmp_path):
+def test_of_many_processes_one_decodes_and_the_others_find_it(root, tmp_path, monkeypatch):
     def noted(file):
         with open(tmp_path / "notes", "a") as notes:
             notes.write(f"{file}\n")
         return rgb(file)
 
-    def work():
-        decoded.rgb = noted
-        os._exit(0 if decode_all(root).image(8) else 1)
-
-    processes = [forked(work) for _ in range(4)]
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
+    monkeypatch.setattr(decoded, "rgb", noted)
+    assert forked(lambda: os._exit(0 if decode_all(root).image(8) else 1), 4) == [0] * 4
     assert sorted((tmp_path / "notes").read_text().split()) == sorted(map(str, files(root)))
 
 
 @pytest.mark.parametrize("name", ["pixels", "index.safetensors"])
-@pytest.mark.parametrize("size", [None, 0, 100, 10**6])
+@pytest.mark.parametrize("size", [None, 0, 100, 10**6])  # None: gone
 def test_a_damaged_cache_is_noticed_and_made_again(root, name, size, caplog):
     expected = batches(load(root))
     (path,) = stored(root)

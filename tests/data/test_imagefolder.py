@@ -37,7 +37,7 @@ def noisy(folder, workers):
 def test_splits_classes_and_pixels_in_imagenets_units(root):
     data = load(root)
     assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 6)
-    assert (data.num_classes, data.shape, data.name) == (2, (3, 8, 8), "mine")
+    assert (data.num_classes, data.shape) == (2, (3, 8, 8))
     assert data.reading == {"image_size": 8, "workers": 0}
     ((images, labels),) = data.test.eval_batches(6)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -51,9 +51,8 @@ def test_splits_classes_and_pixels_in_imagenets_units(root):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_process_reads_as_a_plain_loader_does(tmp_path, monkeypatch, workers):
     split, made = noisy(tmp_path, workers), []
-    monkeypatch.setattr(
-        imagefolder, "DataLoader", lambda images, **named: made.append(images) or DataLoader(images, **named)
-    )
+    noted = lambda images, **options: made.append(images) or DataLoader(images, **options)  # noqa: E731
+    monkeypatch.setattr(imagefolder, "DataLoader", noted)
     torch.manual_seed(7)
     batches = list(split.train_batches(4, seed=1))
     torch.manual_seed(7)
@@ -80,9 +79,8 @@ def test_the_fingerprint_is_of_names_and_sizes(root):
 
 
 def test_bad_folders_and_sizes_are_refused(root):
-    missing = root / "nowhere"
-    message = refusal(load, missing)
-    assert message.startswith(f"dataset.root={missing}: ")
+    message = refusal(load, root / "nowhere")
+    assert message.startswith(f"dataset.root={root}/nowhere: ")
     assert message.endswith("expected train/<class>/<image>")
     message = refusal(lambda: load(root, image_size=224))
     assert message == f"dataset.image_size=224: must be at most 10, the size of images in {root}"

@@ -16,9 +16,7 @@ def plain_split(images, **augmentation):
     return TensorSplit(images, torch.arange(len(images)), zeros, ones, **augmentation)
 
 
-@pytest.mark.parametrize(
-    ("count", "size", "batches"), [(50, 8, 6), (48, 8, 6), (5, 8, 1), (8, 8, 1), (3, 1, 3)]
-)
+@pytest.mark.parametrize(("count", "size", "batches"), [(50, 8, 6), (48, 8, 6), (5, 8, 1), (3, 1, 3)])
 def test_an_epoch_shows_every_image_at_most_once(count, size, batches):
     split = plain_split(noise(count, 4, 4), crop_padding=1, flip=True)
     labels = [labels for _, labels in split.train_batches(size, seed=0)]
@@ -36,15 +34,6 @@ def test_the_seed_decides_every_bit():
     assert not torch.equal(one[1], other[1])
     assert not torch.equal(one[0][one[1].argsort()], other[0][other[1].argsort()])  # other crops too
     assert torch.equal(torch.get_rng_state(), state)  # the global generator has no part in it
-
-
-@pytest.mark.parametrize(("size", "lengths"), [(7, [7, 7, 6]), (20, [20]), (100, [20])])
-def test_evaluation_covers_all_in_order_without_augmentation(size, lengths):
-    images = noise(20, 4, 4)
-    batches = list(plain_split(images, crop_padding=2, flip=True).eval_batches(size))
-    assert [len(labels) for _, labels in batches] == lengths
-    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.arange(20))
-    assert torch.equal(torch.cat([x for x, _ in batches]).permute(0, 2, 3, 1), images.float())
 
 
 def image_by_image(split, batch_size, seed):
@@ -87,11 +76,9 @@ def test_pixel_statistics_equal_numpy(channels):
     divisor = torch.arange(1, channels + 1, dtype=torch.uint8)  # no two channels alike
     images = noise(50, 9, 7, channels) // divisor
     values = images.numpy().astype(np.float64)
-    for ours, theirs in zip(
-        pixel_statistics(images), (values.mean((0, 1, 2)), values.std((0, 1, 2))), strict=True
-    ):
-        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6)
-        assert ours.dtype == torch.float32
+    mean, std = pixel_statistics(images)
+    np.testing.assert_allclose(mean.numpy(), values.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std.numpy(), values.std((0, 1, 2)), rtol=1e-6)
 
 
 def test_splits_share_the_statistics_of_the_images_trained_on(tmp_path):

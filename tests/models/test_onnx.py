@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,10 +26,8 @@ def pruned(network, random_kept):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [("vgg", "vgg_small", (1, 8, 8)), ("resnet_cifar", "resnet20", (3, 32, 32)),
-     ("torchvision", "mobilenet_v3_small", (3, 64, 64))],
-)  # fmt: skip
+    "name", [("resnet_cifar", "resnet20", (3, 32, 32)), ("torchvision", "mobilenet_v3_small", (3, 64, 64))]
+)
 def test_a_pruned_network_agrees_at_any_batch_size(pruned, tmp_path, name):
     _, model = pruned(*name)
     path = tmp_path / "new" / "network.onnx"
@@ -76,18 +73,10 @@ class Frozen(nn.Module):
         return x.mean((2, 3)) * len(x)
 
 
-def broken_export(*arguments, **_):
-    Path(arguments[2]).write_text("half a file")
-    raise RuntimeError("no room")
-
-
-@pytest.mark.parametrize("fault", ["another network", "half a file"])
-def test_a_failed_export_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, fault):
+def test_another_network_in_the_file_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "network.onnx"
     path.write_text("old")
-    if fault == "half a file":
-        monkeypatch.setattr(torch.onnx, "export", broken_export)
-    with pytest.raises((UserError, RuntimeError), match=r"not written: .*Frozen differs|no room"):
+    with pytest.raises(UserError, match=r"not written: the exported Frozen differs from PyTorch by "):
         onnx.to_onnx(Frozen(), torch.zeros(1, 2, 4, 4), path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("network.onnx", "old")]
 
@@ -107,10 +96,11 @@ def test_the_command(pruned, tmp_path, capsys):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{tmp_path / 'pruned.onnx'}: ")
-    assert onnx.main([str(tmp_path / "pruned"), "--output", str(tmp_path / "here.onnx")]) == 0
+    onnx.main([str(tmp_path / "pruned"), "--output", str(tmp_path / "here.onnx")])
     assert (tmp_path / "here.onnx").read_bytes() == (tmp_path / "pruned.onnx").read_bytes()
     capsys.readouterr()
-    assert onnx.main([str(tmp_path / "pruned"), "--output", str(tmp_path)]) == 2  # a folder is there
-    assert capsys.readouterr().err.startswith("error: ")
-    assert onnx.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no architecture.json")
+    folder_there = [str(tmp_path / "pruned"), "--output", str(tmp_path)]
+    for words, message in ((folder_there, "error: "), ([str(tmp_path)], f"error: {tmp_path} holds no arch")):
+        with pytest.raises(SystemExit, match="2"):
+            onnx.main(words)
+        assert capsys.readouterr().err.startswith(message)

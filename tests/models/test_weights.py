@@ -31,10 +31,8 @@ def copied(model):
 WRAPPINGS = {
     "bare": lambda s: s,
     "state_dict": lambda s: {"state_dict": s, "best_prec1": 91.7, "args": Namespace(lr=0.1)},
-    "model_state_dict": lambda s: {"model_state_dict": s, "optimizer": {"lr": 0.1}},
     "nested": lambda s: {"model": {"state_dict": s}},
     "beside a name": lambda s: {"model": "resnet20", "net": s},
-    "compiled and parallel": lambda s: {"state_dict": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
     "parallel and compiled": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
     "fc for linear": lambda s: {k.replace("linear.", "fc."): v for k, v in s.items()},
     "no counters": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
@@ -52,10 +50,9 @@ def test_every_wrapping_is_understood(wrapping, model, tmp_path):
 
 def test_safetensors_of_half_precision_are_read(model, tmp_path):
     state = {n: v.half() if v.is_floating_point() else v for n, v in model.state_dict().items()}
-    save_file(state, tmp_path / "weights.safetensors")
-    other = RESNETS.build("resnet20", num_classes=10)
-    RESNETS.load_weights(other, "resnet20", str(tmp_path / "weights.safetensors"))
-    assert torch.equal(other.linear.weight, model.linear.weight.half().float())
+    save_file(state, path := tmp_path / "weights.safetensors")
+    weights.load_into(model, weights.read(path), "any")
+    assert torch.equal(model.linear.weight, state["linear.weight"].float())
 
 
 ENDLESS = {"epoch": 3}
@@ -63,31 +60,24 @@ ENDLESS["model"] = ENDLESS
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [([1, 2], "holds no tensors by name, nor under state_dict, model_state_dict, model, net"),
-     ({"state_dict": {}}, "holds no tensors by name"), ({1: torch.ones(1)}, "1 is no tensor's name"),
-     ({"w": torch.ones(1), "epoch": 3}, "'epoch' is no tensor's name"), (ENDLESS, "'epoch' is no")],
-)  # fmt: skip
-def test_what_is_no_state_dict_is_refused(content, message, tmp_path):
-    torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(UserError) as refused:
-        weights.read(tmp_path / "odd.pth")
-    assert str(refused.value).startswith(f"model.weights={tmp_path / 'odd.pth'}: {message}")
+    "content",
+    [[1, 2], {"state_dict": {}}, {1: torch.ones(1)}, {"w": torch.ones(1), "epoch": 3}, ENDLESS],
+    ids=["a list", "nothing", "a number for a name", "another value", "endless"],
+)
+def test_what_is_no_state_dict_is_refused(content, tmp_path):
+    torch.save(content, path := tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=f"^model.weights={path}: no tensors by name, .* under state_dict, "):
+        weights.read(path)
 
 
 MISFITS = {
     "a name": (lambda s: s.update(x=s.pop("bn1.bias")), "does not fit: missing bn1.bias; unexpected x"),
-    "a shape": (
-        lambda s: s.update({"linear.bias": torch.ones(3)}),
-        "linear.bias: (3,) floating in the file, (10,) ",
-    ),
-    "a view of no end": (lambda s: s.update({"linear.bias": torch.ones(1).expand(10**9)}), "(1000000000,)"),
+    "a shape": (lambda s: s.update({"linear.bias": torch.ones(3)}), "linear.bias: (3,) floating in the file"),
     "whole numbers": (lambda s: s.update({"linear.bias": torch.ones(10).long()}), "(10,) whole in the file"),
     "NaN": (lambda s: s["linear.bias"].fill_(float("nan")), "linear.bias holds values"),
-    "infinity": (lambda s: s["bn1.running_var"].fill_(float("inf")), "bn1.running_var holds values"),
     "sparse": (lambda s: s.update({"linear.bias": torch.ones(10).to_sparse()}), "linear.bias holds values"),
     "all": (dict.clear, "missing bn1.bias, bn1.running_mean, "),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", MISFITS)
@@ -106,7 +96,7 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was(kind, model):
 def test_an_alias_acts_only_where_the_network_lacks_the_name(tmp_path):
     model = torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2), "linear": torch.nn.Linear(2, 2)})
     torch.save(before := copied(model), tmp_path / "weights.pt")
-    weights.initialise(model, str(tmp_path / "weights.pt"), {}, RESNETS.aliases)
+    RESNETS.load_weights(model, "any", str(tmp_path / "weights.pt"))
     assert same(model.state_dict(), before)
 
 
@@ -119,27 +109,23 @@ def test_identity_is_the_hash_of_a_file_or_the_published_name(tmp_path):
     assert identity == "ResNet50_Weights.IMAGENET1K_V2"
 
 
-@pytest.mark.parametrize(
-    ("family", "name", "choices"),
-    [("resnet_cifar", "resnet20", "a file that exists"),
-     ("torchvision", "resnet50", "a file that exists, or one of IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT")],
-)  # fmt: skip
-def test_an_unknown_source_is_refused_with_what_there_is(family, name, choices):
-    with pytest.raises(UserError) as refused:
-        families.get(family).weights_identity(name, "V9")
-    assert str(refused.value) == f"model.weights=V9: must be {choices}"
-    with pytest.raises(UserError, match=r"^model\.weights=V9: must be"):
-        families.get(family).load_weights(torch.nn.Identity(), name, "V9")
+def test_an_unknown_source_is_refused_with_what_there_is():
+    with pytest.raises(UserError, match=r"^model\.weights=V9: must be a file that exists$"):
+        RESNETS.load_weights(torch.nn.Identity(), "resnet20", "V9")
+    choices = "a file that exists, or one of IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"
+    with pytest.raises(UserError, match=rf"^model\.weights=V9: must be {choices}$"):
+        families.get("torchvision").weights_identity("resnet50", "V9")
 
 
-def test_published_weights_are_loaded_and_a_failed_download_names_the_way_out(model):
+def test_published_weights_are_loaded_and_a_failed_download_names_the_way_out(model, monkeypatch):
     state = copied(model)
     entry = SimpleNamespace(url="https://example.org/w.pth", get_state_dict=Mock(return_value=state))
+    monkeypatch.setattr(RESNETS, "published", lambda name: {"DEFAULT": entry})
     other = RESNETS.build("resnet20", num_classes=10)
-    weights.initialise(other, "DEFAULT", {"DEFAULT": entry}, ())
+    RESNETS.load_weights(other, "resnet20", "DEFAULT")
     assert same(other.state_dict(), state)
     assert entry.get_state_dict.call_args.kwargs.items() >= {"check_hash": True, "weights_only": True}.items()
     for problem in (OSError("no route"), RuntimeError("invalid hash value")):
         entry.get_state_dict = Mock(side_effect=problem)
         with pytest.raises(UserError, match=rf"^model\.weights=DEFAULT: .*{problem}.*https://example\.org/w"):
-            weights.initialise(other, "DEFAULT", {"DEFAULT": entry}, ())
+            RESNETS.load_weights(other, "resnet20", "DEFAULT")

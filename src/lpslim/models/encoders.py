@@ -4,42 +4,34 @@ A name is ``tiny`` (made here, for tests and first steps), ``minilm`` (in a pack
 local folder, or a repository on the Hugging Face hub. Weights are read from safetensors alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lpslim.base.errors import UserError
 from lpslim.base.hashing import file_hash
 
 TINY, MINILM = "tiny", "minilm"
 NAME, WEIGHTS, TOKENIZER = "model.name", "model.weights", "dataset.tokenizer"
-FILE = "model.safetensors"
 MODEL_TYPES = ("bert", "roberta", "electra")  # layers of the same make, by transformers' model_type
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# vocabulary of the tiny encoder and of the toy texts; the order gives the tokens
-WORDS = (
+WORDS = (  # of the tiny encoder and of the toy texts; the order gives the tokens
     ".", "a", "above", "admire", "admires", "behind", "brown", "cat", "cats", "child", "children", "clever",
     "dog", "dogs", "every", "farmer", "farmers", "follow", "follows", "help", "helps", "here", "king",
     "kings", "many", "near", "often", "old", "pilot", "pilots", "quiet", "quietly", "river", "rivers", "see",
     "sees", "sing", "sings", "sleep", "sleeps", "small", "smile", "smiles", "some", "teacher", "teachers",
     "that", "the", "these", "this", "today", "wait", "waits", "with",
 )  # fmt: skip
-# settings that must be equal for weights to belong to a network
-SHAPING = (
+SHAPING = (  # settings that must be equal for weights to belong to a network
     "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
     "vocab_size", "max_position_embeddings", "type_vocab_size", "embedding_size", "hidden_act",
 )  # fmt: skip
-# all settings that a description may hold; others of transformers name code, or kernels to fetch and run
-SETTINGS = (
+SETTINGS = (  # that a description may hold; others of transformers name code, or kernels to fetch and run
     *SHAPING, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "layer_norm_eps",
     "initializer_range", "pad_token_id", "is_decoder",
 )  # fmt: skip
-LARGEST, MOST_LAYERS = 10_000_000, 1000
-HUB_TIMEOUT = 5  # seconds
-T = TypeVar("T")
+LARGEST, MOST_LAYERS, HUB_TIMEOUT = 10_000_000, 1000, 5  # of a setting; of layers; seconds
 
 
 @cache
@@ -67,7 +59,7 @@ def _place(name: str, key: str) -> str:
     return str(folder)
 
 
-def _load(name: str, key: str, read: Callable[..., T], **options: Any) -> T:
+def _load(name: str, key: str, read: Callable[..., Any], **options: Any) -> Any:
     """Return what ``read`` makes of the place that ``name`` stands for; its failures become UserErrors."""
     place = _place(name, key)
     if not Path(place).is_dir():
@@ -76,34 +68,26 @@ def _load(name: str, key: str, read: Callable[..., T], **options: Any) -> T:
         return read(place, **options)
     except Exception as problem:  # no network, no such file, and whatever broken files lead parsers to
         reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
-        raise UserError(
-            f"{key}={name}: cannot be loaded ({reason[:160]}). It must be {TINY}, {MINILM}, a folder, "
-            "or a name on the Hugging Face hub, which must be reachable or cached"
-        ) from problem
+        choices = f"{TINY}, {MINILM}, a folder, or a name on the Hugging Face hub, reachable or cached"
+        raise UserError(f"{key}={name}: cannot be loaded ({reason[:160]}); must be {choices}") from problem
 
 
 @cache
 def hub_answers() -> bool:
-    """Return whether the Hugging Face hub can be reached; if not, its client is told to stay offline.
-
-    By itself it would try again for a minute, at every file.
-    """
+    """Return whether the Hugging Face hub can be reached; if not, its client is told not to retry."""
     from huggingface_hub import constants, get_session
 
-    if not constants.HF_HUB_OFFLINE:
-        try:
+    try:
+        if not constants.HF_HUB_OFFLINE:
             get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-        except Exception:  # of whatever HTTP library the client is built on
-            constants.HF_HUB_OFFLINE = True
+    except Exception:  # of whatever HTTP library the client is built on
+        constants.HF_HUB_OFFLINE = True
     return not constants.HF_HUB_OFFLINE
 
 
 def configuration(name: str) -> dict[str, Any]:
     """Return the settings that build an encoder, by transformers' names; UserError if there are none."""
-    settings = _config(name, NAME).to_diff_dict()
-    allowed = {key: value for key, value in settings.items() if key in SETTINGS}
-    check(allowed)
-    return allowed
+    return {key: value for key, value in _config(name, NAME).to_diff_dict().items() if key in SETTINGS}
 
 
 def _config(name: str, key: str) -> Any:
@@ -120,8 +104,11 @@ def _config(name: str, key: str) -> Any:
     return config
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Raise UserError for a network of another family, one too large, and for whatever could name code."""
+def classifier(settings: Mapping[str, Any], num_classes: int) -> Any:
+    """Return transformers' classifier of sequences with random weights.
+
+    UserError for a network of another family, one too large, and for whatever could name code.
+    """
     from transformers.activations import ACT2FN
 
     choices = {"model_type": MODEL_TYPES, "hidden_act": tuple(ACT2FN)}
@@ -129,16 +116,11 @@ def check(settings: Mapping[str, Any]) -> None:
         if key not in SETTINGS:
             raise UserError(f"configuration.{key}: no such setting; one of {', '.join(SETTINGS)}")
         most = MOST_LAYERS if key == "num_hidden_layers" else LARGEST
-        if key in choices:
-            if value not in choices[key]:
-                raise UserError(f"configuration.{key}={value}: must be one of {', '.join(choices[key])}")
-        elif value is not None and not (isinstance(value, int | float) and -1 <= value <= most):
+        if key in choices and value not in choices[key]:
+            raise UserError(f"configuration.{key}={value}: must be one of {', '.join(choices[key])}")
+        number = value is None or (isinstance(value, int | float) and -1 <= value <= most)
+        if key not in choices and not number:
             raise UserError(f"configuration.{key}={value}: must be a number, from -1 to {most}")
-
-
-def classifier(settings: Mapping[str, Any], num_classes: int) -> Any:
-    """Return transformers' classifier of sequences with random weights; UserError as :func:`check`."""
-    check(settings)
     config = _transformers().AutoConfig.for_model(**settings, num_labels=num_classes)
     return _transformers().AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 
@@ -157,9 +139,9 @@ def identity(weights: str) -> str:
     """Return the SHA-256 of a local file, or the hub's revision; UserError if there are no safetensors."""
     folder = Path(_place(weights, WEIGHTS))
     if folder.is_dir():
-        if not (folder / FILE).is_file():
-            raise UserError(f"{WEIGHTS}={weights}: no {FILE} in {folder}; other files are not read")
-        return f"sha256:{file_hash(folder / FILE)}"
+        if not (file := folder / "model.safetensors").is_file():
+            raise UserError(f"{WEIGHTS}={weights}: no {file.name} in {folder}; other files are not read")
+        return f"sha256:{file_hash(file)}"
     from transformers.utils.hub import cached_file
 
     cached = str(_load(weights, WEIGHTS, cached_file, filename="config.json"))  # in snapshots/<revision>/
@@ -173,8 +155,7 @@ def encoder(weights: str, config: Any) -> Any:
     """
     stored = _config(weights, WEIGHTS)
     for name in SHAPING:
-        ours, theirs = getattr(config, name, None), getattr(stored, name, None)
-        if ours != theirs:
+        if (theirs := getattr(stored, name, None)) != (ours := getattr(config, name, None)):
             raise UserError(f"{WEIGHTS}={weights}: of another network: {name} is {theirs}, not {ours}")
     revision = identity(weights).partition("@")[2] or "main"  # of local files none is asked for
     model, report = _load(
@@ -183,7 +164,7 @@ def encoder(weights: str, config: Any) -> Any:
         ignore_mismatched_sizes=True, revision=revision,  # a head for another number of classes
     )  # fmt: skip
     absent = [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
-    lacking = [n for n in absent if n.startswith(f"{model.base_model_prefix}.") and ".pooler." not in n]
-    if lacking:
+    own = f"{model.base_model_prefix}."
+    if lacking := [name for name in absent if name.startswith(own) and ".pooler." not in name]:
         raise UserError(f"{WEIGHTS}={weights}: lacks {', '.join(sorted(lacking)[:3])}")
     return model

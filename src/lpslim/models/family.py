@@ -3,8 +3,6 @@
 A new family is one module of ``lpslim.models.families`` that ends with ``family = <Subclass>()``.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lpslim.base import registry
-from lpslim.models import weights as pretrained
+from lpslim.base.errors import UserError
+from lpslim.base.hashing import file_hash
+from lpslim.models.weights import load_into, read
 from lpslim.pruning import graph
 from lpslim.pruning.units import Prunable, Units
 
@@ -22,7 +22,7 @@ class Family(ABC):
     """Networks that are built, pruned and given pretrained weights in one way.
 
     names: the networks of the family, or None where any name may be one. input: ``image`` (B, C, H, W) or
-    ``text``, tokens (B, 3, L). aliases: pairs of a name's prefix in public checkpoints and the network's own.
+    ``text``, tokens (B, 3, L). aliases: prefixes of names in public files of weights, and the networks' own.
     """
 
     names: tuple[str, ...] | None = None
@@ -31,10 +31,7 @@ class Family(ABC):
 
     @abstractmethod
     def build(self, name: str, *_: Any, **arguments: Any) -> nn.Module:
-        """Return a network with random weights; UserError for an argument that it cannot be built with.
-
-        arguments: ``num_classes`` and those of :meth:`arguments`, as keywords; a subclass names its own.
-        """
+        """Return a network with random weights; ``num_classes`` and :meth:`arguments` are its keywords."""
 
     def arguments(self, name: str, shape: Sequence[int]) -> dict[str, Any]:
         """Return what :meth:`build` needs beside ``num_classes`` for inputs of one shape."""
@@ -58,12 +55,31 @@ class Family(ABC):
         return {}
 
     def weights_identity(self, name: str, weights: str) -> str:
-        """Return the hash or the full name of pretrained weights; UserError if there are none such."""
-        return pretrained.identity(weights, self.published(name))
+        """Return ``sha256:<hex>`` of a file, or the full name of published weights; UserError for neither."""
+        if Path(weights).is_file():
+            return f"sha256:{file_hash(Path(weights))}"
+        if weights not in (published := self.published(name)):
+            names = f", or one of {', '.join(published)}" if published else ""
+            raise UserError(f"model.weights={weights}: must be a file that exists{names}")
+        return str(published[weights])
 
     def load_weights(self, model: nn.Module, name: str, weights: str) -> None:
         """Copy pretrained weights into a network; UserError if there are none such or they do not fit."""
-        pretrained.initialise(model, weights, self.published(name), self.aliases)
+        self.weights_identity(name, weights)  # refuses what is not there
+        if Path(weights).is_file():
+            state = read(Path(weights))
+        else:
+            entry = self.published(name)[weights]
+            try:
+                state = dict(entry.get_state_dict(check_hash=True, weights_only=True, progress=False))
+            except (OSError, RuntimeError) as problem:  # RuntimeError: not the published hash
+                advice = f"download failed ({problem}); fetch {entry.url} and give the file"
+                raise UserError(f"model.weights={weights}: {advice}") from problem
+        own = model.state_dict()
+        for theirs, ours in self.aliases:
+            for key in [key for key in state if key.startswith(theirs) and key not in own]:
+                state[ours + key.removeprefix(theirs)] = state.pop(key)
+        load_into(model, state, weights)
 
     def check(self, model: nn.Module, data: Any) -> None:
         """Raise UserError for a data set that the network cannot read; by default it reads all."""
@@ -76,6 +92,5 @@ class Family(ABC):
 
 def get(name: str) -> Family:
     """Return the family of this name; UserError, with a list of all, if there is none."""
-    family = registry.find("models.families", name).family
-    assert isinstance(family, Family)
+    family: Family = registry.find("models.families", name).family
     return family

@@ -2,15 +2,11 @@
 
     python -m lpslim.models.onnx outputs/runs/<name>/<key>/pruned
 
-Writes ``pruned.onnx`` beside the folder: input "input", images (batch, channels, height, width) or tokens
-(batch, 3, length) as in lpslim.data.tokens, output "logits" (batch, classes), any batch size and length. From
-Python: :func:`to_onnx`. Needs ``pip install 'lpslim[onnx]'``.
+Writes ``pruned.onnx`` beside the folder: input "input", images (batch, C, H, W) or tokens (batch, 3, length),
+output "logits" (batch, classes), any batch size and length. Needs ``pip install 'lpslim[onnx]'``.
 """
 
-from __future__ import annotations
-
 import argparse
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,23 +21,21 @@ from lpslim.base.modules import eval_mode, example_input
 from lpslim.models import storage
 
 OPSET = 17  # left open, the file would depend on torch's version
-BATCHES = (1, 3)  # a batch size that the trace froze shows at the other one
-FEWEST_TOKENS = 32  # token ids that every vocabulary has
 TOLERANCE = 1e-4  # of the largest logit: sums in another order differ by some 1e-6, a wrong graph by far more
 
 
 def to_onnx(model: nn.Module, example: Tensor, path: str | Path) -> float:
     """Write a network, in evaluation mode, as ONNX; return its largest absolute difference from PyTorch.
 
-    Both compute the logits of the same seeded random inputs, in batches of 1 and 3; the file appears only
-    if they agree to 1e-4 of the largest. UserError if they do not, or if onnx or onnxruntime is missing.
+    Both compute the logits of the same random inputs, in batches of 1 and 3; the file appears only if they
+    agree to 1e-4 of the largest. UserError if they do not, or if onnx or onnxruntime is missing.
 
-    model: any classifier that torch's tracer can follow; its mode is kept. example: images (batch, C, H, W)
-    or tokens (batch, 3, L), any batch, on the model's device. path: a file that is there is replaced.
+    model: any classifier that torch's tracer can follow. example: images (batch, C, H, W) or tokens
+    (batch, 3, L), on the model's device. path: a file that is there is replaced.
     """
     _runtime()
-    open_axes = {0: "batch"} if example.ndim == 4 else {0: "batch", 2: "length"}
-    axes = {"input": open_axes, "logits": {0: "batch"}}
+    lengths = {2: "length"} if example.ndim == 3 else {}
+    axes = {"input": {0: "batch", **lengths}, "logits": {0: "batch"}}
     with atomic_file(Path(path)) as scratch, eval_mode(model), torch.no_grad():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer's doubts: the comparison settles them
@@ -51,23 +45,23 @@ def to_onnx(model: nn.Module, example: Tensor, path: str | Path) -> float:
                 input_names=["input"], output_names=["logits"], dynamic_axes=axes,
             )  # fmt: skip
         runtime = session(scratch, torch.get_num_threads())
-        inputs = [samples(example, batch) for batch in BATCHES]
+        inputs = [_samples(example, batch) for batch in (1, 3)]  # a size that the trace froze shows at one
         expected = torch.cat([model(batch.to(example.device)).cpu() for batch in inputs])
         exported = torch.cat([logits(runtime, batch) for batch in inputs])
         difference, largest = (exported - expected).abs().max().item(), expected.abs().max().item()
         if not difference <= TOLERANCE * largest:  # nor if it is not a number
-            found = f"differs from PyTorch by {difference:.2g} (largest logit {largest:.3g})"
-            raise UserError(f"{path}: not written: the exported {type(model).__name__} {found}")
+            fault = f"differs from PyTorch by {difference:.2g} (largest logit {largest:.3g})"
+            raise UserError(f"{path}: not written: the exported {type(model).__name__} {fault}")
     return difference
 
 
-def samples(example: Tensor, batch: int) -> Tensor:
+def _samples(example: Tensor, batch: int) -> Tensor:
     """Return seeded random inputs like ``example``, on the CPU: images, or texts, all but one padded."""
     generator = torch.Generator().manual_seed(batch)
     if example.is_floating_point():
         return torch.randn(batch, *example.shape[1:], generator=generator, dtype=example.dtype)
     length = max(2, example.shape[2] // batch)
-    tokens = torch.randint(FEWEST_TOKENS, (batch, 3, length), generator=generator)
+    tokens = torch.randint(32, (batch, 3, length), generator=generator)  # ids that every vocabulary has
     tokens[:, 1] = 1
     tokens[:, 2] %= 2
     tokens[1:, :, length // 2 :] = 0
@@ -100,8 +94,8 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Export a saved network; return the exit code (2: the user's mistake)."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export a saved network; exits with code 2 after a mistake of the user's."""
     parser = argparse.ArgumentParser("python -m lpslim.models.onnx", description="Export a network to ONNX.")
     parser.add_argument("network", type=Path, help="folder of a network: architecture.json, weights")
     parser.add_argument("--output", type=Path, help="file to write; default <network>.onnx")
@@ -112,11 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         example = example_input(storage.describe(folder).input_shape)
         difference = to_onnx(storage.load(folder), example, output)
     except (UserError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"error: {problem}\n")
     print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, max difference from PyTorch {difference:.2g}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,8 +4,6 @@ No pickle and no code: the JSON names a family of :mod:`lpslim.models.families` 
 built with (or no family: then the reader brings the network), and for every pruned layer the units left.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,25 +28,26 @@ from lpslim.pruning.units import Units
 if TYPE_CHECKING:
     from lpslim.pruning.prune import Pruned
 
-FORMAT = 1
 DESCRIPTION, WEIGHTS = "architecture.json", "weights.safetensors"
 LARGEST = 4_000_000  # bytes of a description; BERT-base with all of its neurons has 200,000
+Sizes = tuple[Annotated[int, Meta(ge=1, le=4096)], ...]
+Width = Annotated[int, Meta(ge=1, le=2**20)]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What it takes to build a network, but for its weights.
 
-    ``family`` is None for a network that lpslim cannot build; ``name`` is then its class's.
-    ``input_shape`` is (channels, height, width), or (3, longest) for tokens. ``kept`` maps a pruned layer
-    to the original indices of the units it keeps.
+    family: None for a network that lpslim cannot build; ``name`` is then its class's. input_shape: (C, H, W),
+    or (3, longest) for tokens. kept: pruned layer -> original indices of its units left. format: of files.
     """
 
     family: str | None
     name: str
-    input_shape: tuple[int, ...]
-    arguments: dict[str, Any]
-    kept: dict[str, list[int]] = field(default_factory=dict)
+    input_shape: Annotated[Sizes, Meta(min_length=2, max_length=3)]
+    arguments: dict[str, Width | bool | float | str | dict[str, Any] | None]
+    kept: dict[str, list[Annotated[int, Meta(ge=0, lt=2**31)]]] = field(default_factory=dict)
+    format: Literal[1] = 1
 
     def build(self) -> nn.Module:
         """Return the network with fresh weights, cut to width; UserError if lpslim cannot build it."""
@@ -73,35 +72,24 @@ class Architecture:
 
 def dense(family: str, name: str, data_shape: tuple[int, ...], num_classes: int) -> Architecture:
     """Return the architecture of an unpruned network for inputs of one shape; UserError if there is none."""
-    arguments = families.get(family).arguments(name, data_shape)
-    return Architecture(family, name, data_shape, {"num_classes": num_classes, **arguments})
+    own = families.get(family).arguments(name, data_shape)
+    return Architecture(family, name, data_shape, {"num_classes": num_classes, **own})
 
 
 def write(folder: Path, model: nn.Module, architecture: Architecture) -> None:
     """Write a network and its description into ``folder``; a weight that layers share is written for each."""
-    files.write_json(folder / DESCRIPTION, {"format": FORMAT, **asdict(architecture)})
+    files.write_json(folder / DESCRIPTION, asdict(architecture))
     state = {n: v.clone(memory_format=torch.contiguous_format) for n, v in model.state_dict().items()}
     with files.atomic_file(folder / WEIGHTS) as scratch:
         save_file(state, scratch)  # refuses tensors with memory that is shared or strided
 
 
-def save(folder: str | Path, pruned: Pruned) -> None:
+def save(folder: str | Path, pruned: "Pruned") -> None:
     """Write a pruned network of one's own, for :func:`load`; FileExistsError if the folder holds one."""
     folder, name = Path(folder), type(pruned.model).__name__
     if (folder / DESCRIPTION).exists():
         raise FileExistsError(f"{folder} holds a network already")
     write(folder, pruned.model, Architecture(None, name, pruned.input_shape, {}, pruned.kept))
-
-
-class _Description(msgspec.Struct, forbid_unknown_fields=True):
-    """Content of a description, see :class:`Architecture`; whole numbers among the arguments are widths."""
-
-    format: Literal[1]
-    family: str | None
-    name: str
-    input_shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=4096)], ...], Meta(min_length=2, max_length=3)]
-    arguments: dict[str, Annotated[int, Meta(ge=1, le=2**20)] | bool | float | str | dict[str, Any] | None]
-    kept: dict[str, list[Annotated[int, Meta(ge=0, lt=2**31)]]]
 
 
 def describe(folder: Path) -> Architecture:
@@ -110,24 +98,20 @@ def describe(folder: Path) -> Architecture:
     if not path.is_file():  # a pipe or a device would never end
         raise UserError(f"{folder} holds no {DESCRIPTION}: not a network saved by lpslim")
     with open(path, "rb") as file:
-        content = file.read(LARGEST + 1)
+        content = file.read(LARGEST)  # a longer one is then no JSON
     try:
-        if len(content) > LARGEST:
-            raise ValueError(f"larger than {LARGEST} bytes")
-        fields = msgspec.structs.asdict(msgspec.json.decode(content, type=_Description))
-    except (msgspec.MsgspecError, ValueError, RecursionError) as problem:
-        raise UserError(f"{path}: not a network of format {FORMAT}: {problem}") from problem
-    return Architecture(**{name: value for name, value in fields.items() if name != "format"})
+        unchecked = Architecture(**msgspec.json.decode(content))  # refuses unknown names, for a start
+        return msgspec.convert(vars(unchecked), Architecture)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise UserError(f"{path}: not a network of format 1: {problem}") from problem
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Return the network saved in ``folder``, in evaluation mode, on the CPU.
 
     The folder may come from anybody: no code is in it, and memory is taken only for weights that are there.
-    UserError if it holds no network, or one whose description and weights do not fit each other.
-
-    model: for a network that lpslim cannot build by itself, the dense one, from the same code, with any
-    weights; it is copied.
+    UserError if it holds no network, or one whose description and weights do not fit each other. model: the
+    dense network with any weights, which is copied, where lpslim cannot build it by itself.
     """
     folder = Path(folder)
     described, path = describe(folder), folder / WEIGHTS

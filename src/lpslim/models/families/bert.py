@@ -1,11 +1,8 @@
 """BERT, RoBERTa and ELECTRA with a classification head; prunable units are attention heads and neurons.
 
-A unit of attention is one head: ``head_dim`` rows of query, key and value, and as many columns of the output
-projection. A unit of the feed-forward part is one neuron: a row of the first matrix, a column of the
-second. Embeddings, pooler and the residual stream keep their width.
+A head is ``head_dim`` rows of query, key and value, and as many columns of the output projection; a neuron is
+a row of the first feed-forward matrix and a column of the second. All else keeps its width.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +20,7 @@ from lpslim.pruning.units import Units
 class Classifier(nn.Module):
     """A transformers classifier, ``transformer``, on packed tokens (B, 3, L): ids, attention mask, types."""
 
-    transformer: Any
-
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: Any) -> None:
         super().__init__()
         self.transformer = transformer
 
@@ -43,7 +38,7 @@ class BertFamily(Family):
     input = "text"
 
     def build(self, name: str, *, num_classes: int, configuration: Mapping[str, Any]) -> nn.Module:
-        """Return a network with random weights; UserError as :func:`encoders.check`."""
+        """Return a network with random weights; UserError as :func:`encoders.classifier`."""
         return Classifier(encoders.classifier(configuration, num_classes))
 
     def arguments(self, name: str, shape: Sequence[int]) -> dict[str, Any]:
@@ -57,34 +52,32 @@ class BertFamily(Family):
             if not {"attention", "intermediate", "output"} <= {part for part, _ in layer.named_children()}:
                 continue
             attention: Any = layer.get_submodule("attention.self")
-            heads, head_dim = attention.num_attention_heads, attention.attention_head_size
             rows = tuple(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
-            columns = f"{name}.attention.output.dense"
+            columns, head_dim = f"{name}.attention.output.dense", attention.attention_head_size
             scored_by = (*((row, 0) for row in rows), (columns, 1))
+            heads = attention.num_attention_heads
             units.append(Units(rows[0], heads, False, rows, (columns,), 1, head_dim, scored_by))
             first, second = f"{name}.intermediate.dense", f"{name}.output.dense"
-            neurons = len(model.get_parameter(f"{first}.weight"))
-            scored_by = ((first, 0), (second, 1))
+            scored_by, neurons = ((first, 0), (second, 1)), len(model.get_parameter(f"{first}.weight"))
             units.append(Units(first, neurons, False, (first,), (second,), scored_by=scored_by))
         return units
 
     def cut(self, model: nn.Module, example: Tensor | None, kept: Mapping[str, Sequence[int]]) -> None:
-        """Remove, in place, the units not in ``kept`` (layer -> original indices).
-
-        UserError, and nothing removed, for a layer without units, or indices that are no choice of them.
-        """
+        """Remove, in place, the units not in ``kept``; UserError, and nothing is removed, if it is bad."""
         by_layer = {units.layer: units for units in self.units(model)}
         for layer, chosen in kept.items():
             if layer not in by_layer:
                 raise UserError(f"layer {layer!r}: has no heads or neurons to remove")
             by_layer[layer].check(chosen)
+        device = next(model.parameters()).device
         for layer, chosen in kept.items():
             units = by_layer[layer]
-            offsets = torch.arange(units.head_dim)
-            index = (torch.tensor(list(chosen))[:, None] * units.head_dim + offsets).flatten()
-            for axis, names in enumerate((units.producers, units.consumers)):
-                for name in names:
-                    _slice(model.get_submodule(name), index, axis)
+            first = torch.tensor(list(chosen), device=device)[:, None] * units.head_dim
+            index = (first + torch.arange(units.head_dim, device=device)).flatten()
+            for name in units.producers:
+                _slice(model.get_submodule(name), index, axis=0)
+            for name in units.consumers:
+                _slice(model.get_submodule(name), index, axis=1)
             if layer.endswith(".query"):
                 attention: Any = model.get_submodule(layer.removesuffix(".query"))
                 attention.num_attention_heads, attention.all_head_size = len(chosen), len(index)
@@ -103,9 +96,7 @@ class BertFamily(Family):
         size = model.transformer.config.vocab_size
         last = max(int(split.ids.max()) for split in (data.train, data.val, data.test))
         if last >= size:
-            raise UserError(
-                f"dataset.tokenizer: has a token {last}, but the network's vocabulary only {size}"
-            )
+            raise UserError(f"dataset.tokenizer: has a token {last}; the network's vocabulary has {size}")
 
     def save_tokenizer(self, folder: Path, tokenizer: str) -> None:
         """Write the tokenizer beside a saved network: ``AutoTokenizer.from_pretrained(folder)`` reads it."""
@@ -113,14 +104,10 @@ class BertFamily(Family):
 
 
 def _slice(linear: Any, index: Tensor, axis: int) -> None:
-    """Keep rows (axis 0: outputs) or columns (axis 1: inputs) of a linear layer, in place."""
-
-    def kept(old: Tensor) -> nn.Parameter:
-        return nn.Parameter(old.detach().index_select(axis, index.to(old.device)), old.requires_grad)
-
-    linear.weight = kept(linear.weight)
+    """Keep rows (axis 0: outputs) or columns (axis 1: inputs) of a linear layer; frozen ones stay frozen."""
+    linear.weight.data = linear.weight.data.index_select(axis, index)
     if axis == 0 and linear.bias is not None:
-        linear.bias = kept(linear.bias)
+        linear.bias.data = linear.bias.data[index]
     linear.out_features, linear.in_features = linear.weight.shape
 
 

@@ -1,11 +1,8 @@
 """CIFAR-style residual networks (He et al. 2016, sec. 4.2, doi:10.1109/CVPR.2016.90).
 
 Depth 6n + 2, three stages of n blocks with 16, 32 and 64 channels. The shortcut between stages has no
-parameters ("option A": every second pixel, zero-padded channels). State-dict names follow the public
-implementations (``conv1``, ``bn1``, ``layer1.0.conv1``, ..., ``linear``).
+parameters ("option A": every second pixel, zero-padded channels). Names are those of public checkpoints.
 """
-
-from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,8 +22,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels_out)
-        self.stride = stride
-        self.padding = channels_out - channels_in
+        self.stride, self.padding = stride, channels_out - channels_in
 
     def forward(self, x: Tensor) -> Tensor:
         """Return maps (batch, channels_out, height / stride, width / stride)."""
@@ -34,8 +30,8 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.padding:
             before = self.padding // 2
-            x = x[:, :, :: self.stride, :: self.stride]
-            x = F.pad(x, (0, 0, 0, 0, before, self.padding - before))
+            channels = (0, 0, 0, 0, before, self.padding - before)
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], channels)
         return F.relu(out + x)
 
 

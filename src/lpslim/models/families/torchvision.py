@@ -1,7 +1,5 @@
 """Classifiers of torchvision, such as the ResNets for ImageNet (He et al. 2016, doi:10.1109/CVPR.2016.90)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

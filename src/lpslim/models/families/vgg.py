@@ -1,10 +1,7 @@
 """VGG with batch-norm for small images (Simonyan and Zisserman 2015, arXiv:1409.1556).
 
-The form that the CIFAR literature uses: the convolutions of VGG, each with batch-norm, then one linear
-layer. State-dict names follow the public implementations (``features.N``, ``classifier``).
+The form that the CIFAR literature uses: batch-norm after each convolution, and one linear layer at the end.
 """
-
-from __future__ import annotations
 
 from torch import Tensor, nn
 
