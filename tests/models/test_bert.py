@@ -20,17 +20,13 @@ from lpslim.pruning.cost import CostModel, count, layer_costs
 BERT = families.get("bert")
 LENGTHS = (12, 7, 3, 9)
 KINDS = {"bert": BertConfig, "roberta": RobertaConfig, "electra": ElectraConfig}
-SPECIAL = {
-    "bert": {},
-    "roberta": {"type_vocab_size": 1, "pad_token_id": 1},
-    "electra": {"embedding_size": 24},
-}
+SPECIAL = {"roberta": {"type_vocab_size": 1, "pad_token_id": 1}, "electra": {"embedding_size": 24}}
 
 
 def configuration(kind="bert", **changes):
     built = KINDS[kind](
         vocab_size=90, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, intermediate_size=40,
-        max_position_embeddings=40, **SPECIAL[kind],
+        max_position_embeddings=40, **SPECIAL.get(kind, {}),
     )  # fmt: skip
     settings = {key: value for key, value in built.to_diff_dict().items() if key in encoders.SETTINGS}
     return {**settings, **changes}
@@ -125,10 +121,10 @@ def test_a_unit_is_scored_by_its_rows_and_columns():
     model = network()
     scores = criteria.score("magnitude", model, BERT.units(model))
     layer, head = model.transformer.bert.encoder.layer[1], slice(5 * 8, 6 * 8)
-    parts = [getattr(layer.attention.self, part).weight[head] for part in ("query", "key", "value")]
-    parts.append(layer.attention.output.dense.weight[:, head])
+    rows = [getattr(layer.attention.self, part).weight[head] for part in ("query", "key", "value")]
+    parts = [*rows, layer.attention.output.dense.weight[:, head]]
     assert scores[2][5].item() == pytest.approx(sum(part.abs().sum().item() for part in parts), rel=1e-12)
-    parts = layer.intermediate.dense.weight[7], layer.output.dense.weight[:, 7]
+    parts = [layer.intermediate.dense.weight[7], layer.output.dense.weight[:, 7]]
     assert scores[3][7].item() == pytest.approx(sum(part.abs().sum().item() for part in parts), rel=1e-12)
 
 

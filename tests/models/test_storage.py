@@ -119,6 +119,5 @@ def test_a_network_of_ones_own_keeps_its_tied_and_frozen_weights(tmp_path):
 
 
 def test_a_folder_without_a_network(tmp_path):
-    for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(UserError, match=rf"^{folder} holds no architecture\.json"):
-            storage.load(folder)
+    with pytest.raises(UserError, match=rf"^{tmp_path} holds no architecture\.json"):
+        storage.load(tmp_path)

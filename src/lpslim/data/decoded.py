@@ -82,8 +82,7 @@ def sampled_sizes(files: Files) -> list[tuple[int, int]]:
 class Decoded:
     """Decoded images, each read when it is wanted.
 
-    index: (n, 3), height, width and start of each in the file ``pixels``. fingerprint: SHA-256 of the names
-    and bytes of all image files.
+    index: (n, 3), height, width, and start in the file ``pixels``. fingerprint: SHA-256 of names and files.
     """
 
     pixels: Path

@@ -71,10 +71,9 @@ class TensorSplit(Split):
 
 
 def crop_flip(padded: Tensor, shift: Tensor, mirror: Tensor, size: Sequence[int]) -> Tensor:
-    """Return one crop of each image, mirrored where asked, gathered in whole rows of pixels.
+    """Return a crop (B, H, W, C) of each image, mirrored where asked, gathered in whole rows of pixels.
 
     padded: (B, H + 2e, W + 2e, C). shift: (2, B), the crop's top and left corner. mirror: (B,). size: (H, W).
-    Returns (B, H, W, C).
     """
     height, width = size
     count, tall, wide, channels = padded.shape

@@ -40,10 +40,9 @@ class TextSplit(Split):
         return type(self)(self.ids[rows], self.types[rows], self.lengths[rows], self.labels[rows])
 
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield one epoch of batches in random order, each of texts of about the same length.
+        """Yield one epoch of whole batches in random order, each of texts of about the same length.
 
-        Texts are drawn into pools, sorted by length inside a pool and cut into batches, by a CPU generator
-        with ``seed``. Those left over after the last whole batch are left out.
+        Texts are drawn into pools, and sorted by length inside a pool, by a CPU generator with ``seed``.
         """
         generator = torch.Generator().manual_seed(seed)
         size = min(batch_size, len(self))

@@ -105,10 +105,7 @@ def _config(name: str, key: str) -> Any:
 
 
 def classifier(settings: Mapping[str, Any], num_classes: int) -> Any:
-    """Return transformers' classifier of sequences with random weights.
-
-    UserError for a network of another family, one too large, and for whatever could name code.
-    """
+    """Return transformers' classifier with random weights; UserError for settings out of bounds."""
     from transformers.activations import ACT2FN
 
     choices = {"model_type": MODEL_TYPES, "hidden_act": tuple(ACT2FN)}
@@ -149,10 +146,7 @@ def identity(weights: str) -> str:
 
 
 def encoder(weights: str, config: Any) -> Any:
-    """Return a classifier of ``config`` with these weights; its head is new, from torch's generator.
-
-    UserError if the weights cannot be found, are not in safetensors, or are of another network.
-    """
+    """Return a classifier of ``config`` with these weights and a new, random head; UserError if none fit."""
     stored = _config(weights, WEIGHTS)
     for name in SHAPING:
         if (theirs := getattr(stored, name, None)) != (ours := getattr(config, name, None)):

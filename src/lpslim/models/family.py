@@ -81,13 +81,11 @@ class Family(ABC):
                 state[ours + key.removeprefix(theirs)] = state.pop(key)
         load_into(model, state, weights)
 
-    def check(self, model: nn.Module, data: Any) -> None:
+    def check(self, model: nn.Module, data: Any) -> None:  # noqa: B027
         """Raise UserError for a data set that the network cannot read; by default it reads all."""
-        return
 
-    def save_tokenizer(self, folder: Path, tokenizer: str) -> None:
+    def save_tokenizer(self, folder: Path, tokenizer: str) -> None:  # noqa: B027
         """Write the tokenizer of this name beside a saved network; by default there is none."""
-        return
 
 
 def get(name: str) -> Family:

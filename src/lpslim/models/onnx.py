@@ -27,11 +27,9 @@ TOLERANCE = 1e-4  # of the largest logit: sums in another order differ by some 1
 def to_onnx(model: nn.Module, example: Tensor, path: str | Path) -> float:
     """Write a network, in evaluation mode, as ONNX; return its largest absolute difference from PyTorch.
 
-    Both compute the logits of the same random inputs, in batches of 1 and 3; the file appears only if they
-    agree to 1e-4 of the largest. UserError if they do not, or if onnx or onnxruntime is missing.
-
-    model: any classifier that torch's tracer can follow. example: images (batch, C, H, W) or tokens
-    (batch, 3, L), on the model's device. path: a file that is there is replaced.
+    Both compute the logits of the same random inputs, in batches of 1 and 3; the file appears, or replaces
+    another, only if they agree to 1e-4 of the largest: else, or without onnx or onnxruntime, UserError.
+    example: images (batch, C, H, W) or tokens (batch, 3, L), on the model's device.
     """
     _runtime()
     lengths = {2: "length"} if example.ndim == 3 else {}

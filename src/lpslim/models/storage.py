@@ -1,7 +1,6 @@
 """Networks on disk: ``architecture.json`` (what to build, which units are kept) and safetensors.
 
-No pickle and no code: the JSON names a family of :mod:`lpslim.models.families` and the arguments it is
-built with (or no family: then the reader brings the network), and for every pruned layer the units left.
+No pickle and no code: the JSON names a family and its arguments, or no family: the reader brings the network.
 """
 
 import copy
@@ -107,11 +106,10 @@ def describe(folder: Path) -> Architecture:
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Return the network saved in ``folder``, in evaluation mode, on the CPU.
+    """Return the network saved in ``folder``, in evaluation mode, on the CPU; UserError if it holds none.
 
     The folder may come from anybody: no code is in it, and memory is taken only for weights that are there.
-    UserError if it holds no network, or one whose description and weights do not fit each other. model: the
-    dense network with any weights, which is copied, where lpslim cannot build it by itself.
+    model: the dense network with any weights, which is copied, where lpslim cannot build it by itself.
     """
     folder = Path(folder)
     described, path = describe(folder), folder / WEIGHTS

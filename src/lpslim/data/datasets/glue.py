@@ -31,9 +31,8 @@ log = logging.getLogger(__name__)
 class Layout:
     """Columns of a task's files.
 
-    columns, label: names of texts and label. classes: labels in the order of their numbers, as the hub has
-    it; none for a regression. hub: the hub's names of the texts, if they are others. header: the column
-    names, of files without that line. dev: file of the development set.
+    columns, hub: names of the texts there, and on the hub if they are others. classes: labels in the order of
+    the hub's numbers; none for a regression. header: of files without that line. dev: the development set.
     """
 
     folder: str

@@ -22,7 +22,7 @@ def load(settings: Any, cache: Path) -> Data:
     """Return the images below ``settings.root``; ``val`` is the test set (the archive's has no labels).
 
     ``val`` is read as in the archive (``images/*`` with ``val_annotations.txt``) or as ``<class>/<image>``.
-    UserError if images or annotations are missing, or train and val disagree about the classes.
+    UserError if images or annotations are missing, or train and val have other classes.
     """
     root = Path(settings.root)
     train, annotations = list_images(root, "train"), root / "val" / "val_annotations.txt"

@@ -54,8 +54,7 @@ class BertFamily(Family):
             attention: Any = layer.get_submodule("attention.self")
             rows = tuple(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
             columns, head_dim = f"{name}.attention.output.dense", attention.attention_head_size
-            scored_by = (*((row, 0) for row in rows), (columns, 1))
-            heads = attention.num_attention_heads
+            scored_by, heads = (*((row, 0) for row in rows), (columns, 1)), attention.num_attention_heads
             units.append(Units(rows[0], heads, False, rows, (columns,), 1, head_dim, scored_by))
             first, second = f"{name}.intermediate.dense", f"{name}.output.dense"
             scored_by, neurons = ((first, 0), (second, 1)), len(model.get_parameter(f"{first}.weight"))

@@ -29,8 +29,7 @@ class TorchvisionFamily(Family):
     def prunable(self, model: nn.Module) -> list[Prunable]:
         """Return the inner convolutions of a ResNet's blocks; other networks' are found by tracing.
 
-        Residual streams keep their width. Bottlenecks: conv1 and conv2, except in the last block; the
-        first block of each stage, and the second of layer4, are sensitive (as in the released code).
+        Of bottlenecks all but the last block's, and some are sensitive, as in the released code.
         """
         blocks = [(name, m) for name, m in model.named_modules() if isinstance(m, BasicBlock | Bottleneck)]
         layers = []

@@ -1,7 +1,4 @@
-"""VGG with batch-norm for small images (Simonyan and Zisserman 2015, arXiv:1409.1556).
-
-The form that the CIFAR literature uses: batch-norm after each convolution, and one linear layer at the end.
-"""
+"""VGG for small images, with batch-norm and a linear layer (Simonyan and Zisserman 2015, arXiv:1409.1556)."""
 
 from torch import Tensor, nn
 
