@@ -13,18 +13,6 @@ from lpslim.base.modules import example_input
 from lpslim.models import onnx, storage
 
 
-@pytest.fixture
-def pruned(network, random_kept):
-    """Build a pruned network; return its architecture and itself."""
-
-    def build(family="vgg", name="vgg_small", shape=(1, 8, 8)):
-        model, dense = network(family, name, shape), storage.dense(family, name, shape, 10)
-        architecture = replace(dense, kept=random_kept(dense.units(model), seed=1))
-        return architecture, architecture.cut(model)
-
-    return build
-
-
 @pytest.mark.parametrize(
     "name", [("resnet_cifar", "resnet20", (3, 32, 32)), ("torchvision", "mobilenet_v3_small", (3, 64, 64))]
 )

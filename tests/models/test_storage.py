@@ -30,42 +30,30 @@ print([name for name in sys.modules if name.startswith(("lpslim.experiment", "lp
 """
 
 
-@pytest.fixture
-def saved(tmp_path, network, random_kept):
-    """Save a pruned network, by its name in ``NETWORKS``; return its folder and itself."""
-
-    def make(name):
-        family, shape = NETWORKS[name]
-        model, dense = network(family, name, shape), storage.dense(family, name, shape, 10)
-        pruned = replace(dense, kept=random_kept(dense.units(model), seed=4))
-        storage.write(tmp_path / name, pruned.cut(model), pruned)
-        assert storage.describe(tmp_path / name) == pruned
-        return tmp_path / name, model
-
-    return make
-
-
-def test_same_logits_in_another_process(saved, tmp_path):
-    made, images = [saved(name) for name in NETWORKS], {}
-    for (folder, _), (_, shape) in zip(made, NETWORKS.values(), strict=True):
-        images[folder] = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5))
-        save_file({"images": images[folder]}, f"{folder}.images")
-    words = [sys.executable, "-c", ELSEWHERE, str(torch.get_num_threads()), *map(str, images)]
+def test_same_logits_in_another_process(pruned, tmp_path):
+    made = {}
+    for name, (family, shape) in NETWORKS.items():
+        architecture, model = pruned(family, name, shape)
+        storage.write(tmp_path / name, model, architecture)
+        assert storage.describe(tmp_path / name) == architecture
+        images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5))
+        save_file({"images": images}, tmp_path / f"{name}.images")
+        made[str(tmp_path / name)] = model(images).detach()
+    words = [sys.executable, "-c", ELSEWHERE, str(torch.get_num_threads()), *made]
     # far from conf/ and from the sources
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
-    for folder, model in made:
-        expected = model(images[folder]).detach()
+    for folder, expected in made.items():
         assert expected.std() > 0
-        assert torch.equal(load_file(f"{folder}.logits")["logits"], expected), folder.name
+        assert torch.equal(load_file(f"{folder}.logits")["logits"], expected), folder
 
 
-def test_a_loaded_network_has_the_same_tensors_and_can_be_trained_on(saved):
-    folder, model = saved("vgg_small")
-    model.to(memory_format=torch.channels_last)
-    storage.write(folder, model, storage.describe(folder))  # safetensors refuse strided tensors
-    assert sorted(path.name for path in folder.iterdir()) == ["architecture.json", "weights.safetensors"]
-    loaded, expected = storage.load(str(folder)), model.state_dict()
+def test_a_loaded_network_has_the_same_tensors_and_can_be_trained_on(pruned, tmp_path):
+    architecture, model = pruned()
+    model.to(memory_format=torch.channels_last)  # safetensors refuse strided tensors
+    storage.write(tmp_path, model, architecture)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["architecture.json", "weights.safetensors"]
+    loaded, expected = storage.load(str(tmp_path)), model.state_dict()
     assert not loaded.training
     assert list(loaded.state_dict()) == list(expected)
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())

@@ -90,27 +90,23 @@ def bert(**settings):
     return {"family": "bert", "name": "tiny", "input_shape": [3, 16], "arguments": arguments}
 
 
-CHOICE = "kept units must be sorted, distinct, in 0..31"
 DESCRIPTIONS = {
     "another format": ({"format": 2}, "$.format"),
     "an extra key": ({"code": "x"}, "'code'"),
     "classes": ({"arguments": {"num_classes": 10**12}}, "$.arguments[...]"),
     "too many": ({"arguments": {"num_classes": 2**20, "in_channels": 3}}, "floating in the file, (1048576,"),
-    "a text": ({"arguments": {"num_classes": "10"}}, "cannot be built: TypeError: "),
     "an extra argument": ({"arguments": {"weights": "DEFAULT"}}, "cannot be built: TypeError: "),
     "a way out": ({"family": "../../x"}, "'../../x' is not one of bert"),
     "a name": ({"name": "vgg99"}, "model.name=vgg99: must be one of vgg_small, vgg16, vgg19"),
     "the largest": ({"family": "torchvision", "name": "regnet_y_128gf", "arguments": {"num_classes": 9}},
                     "does not fit architecture.json: missing "),
     "an input": ({"input_shape": [3, 10**6, 10**6]}, "$.input_shape[1]"),
-    "an index": ({"kept": {"features.0": [32]}}, CHOICE),
-    "none kept": ({"kept": {"features.0": []}}, CHOICE),
+    "an index": ({"kept": {"features.0": [32]}}, "kept units must be sorted, distinct, in 0..31"),
     "no layer": ({"kept": {"../../x": [0]}}, "'../../x'"),
     "less than it says": ({"kept": {"features.0": [0, 1]}}, "features.0.weight: (32, 3, 3, 3) "),
     "layers": (bert(num_hidden_layers=10**9), "configuration.num_hidden_layers=1000000000"),
     "one neuron of billions": ({**bert(intermediate_size=9_999_999), "kept": {NEURONS: [0]}}, "does not fit"),
     "no heads": (bert(num_attention_heads=0), "cannot be built: "),
-    "nested": (bert(hidden_size={"a": 1}), "configuration.hidden_size="),
     # nothing in an encoder's settings may name code
     "code": (bert(auto_map="mine.Model"), "configuration.auto_map"),
     "a kernel": (bert(_attn_implementation="somebody/kernel"), "configuration._attn_implementation"),
@@ -170,25 +166,15 @@ def test_an_encoders_own_folder_brings_no_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-SPOILT = {
-    "no JSON": ("config.json", b"{"),
-    "not UTF-8": ("config.json", b"\xff\xfe"),
-    "another tokenizer": ("tokenizer.json", b'{"model": {"type": "mine"}}'),
-    "half the weights": ("model.safetensors", b"\x00" * 20),
-    "a pickle": ("model.safetensors", b"\x80\x04N."),
-}
-
-
-@pytest.mark.parametrize("kind", SPOILT)
-def test_a_spoilt_encoder_is_refused(kind, tmp_path):
-    name, content = SPOILT[kind]
-    folder = str(tmp_path)
-    model = storage.dense("bert", "tiny", (3, 16), 2).build()
-    model.transformer.save_pretrained(folder)
-    encoders.tokenizer("tiny").save_pretrained(folder)
-    (tmp_path / name).write_bytes(content)
-    read = {"config.json": encoders.configuration, "tokenizer.json": encoders.tokenizer}
-    with pytest.raises(UserError) as refused:
-        read.get(name, lambda place: encoders.encoder(place, model.transformer.config))(folder)
-    assert f"={folder}: cannot be loaded (" in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_a_spoilt_encoder_is_refused(tmp_path):
+    model, place = storage.dense("bert", "tiny", (3, 16), 2).build(), str(tmp_path)
+    model.transformer.save_pretrained(place)
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04N.")
+    (tmp_path / "tokenizer.json").write_bytes(b'{"model": {"type": "mine"}}')
+    with pytest.raises(UserError, match=f"^dataset.tokenizer={place}: cannot be loaded "):
+        encoders.tokenizer(place)
+    with pytest.raises(UserError, match=f"^model.weights={place}: cannot be loaded "):
+        encoders.encoder(place, model.transformer.config)
+    (tmp_path / "config.json").write_bytes(b"{")
+    with pytest.raises(UserError, match=f"^model.name={place}: cannot be loaded "):
+        encoders.configuration(place)
