@@ -133,7 +133,7 @@ def _execute(composed: DictConfig, job: Any) -> Path | None:
     experiment = None
     if row in GlobalHydra.instance().config_loader().get_group_options(f"experiment/{table}"):
         experiment = checked(hydra.compose("config", [f"experiment={config.name}", *job.overrides.hydra]))
-    return execute(config, experiment).record_path
+    return execute(config, experiment)
 
 
 def checked(composed: DictConfig, job: Any = None) -> Config:

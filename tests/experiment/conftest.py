@@ -40,7 +40,7 @@ def run(shared):
 
     def go(*words: str, work: Path | None = None, file: Config | None = None) -> Done:
         config = configured(*TINY, *places(work or shared), *words)
-        path = execute(config, file).record_path
+        path = execute(config, file)
         assert path
         return Done(config, path, records.read(path))
 

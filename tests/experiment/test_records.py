@@ -67,15 +67,13 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert path == tmp_path / "records" / "table" / "row" / f"{KEY}.json"
     assert records.read(path) == record
     assert records.read_all(tmp_path) == [record]
-    with pytest.raises(FileExistsError):
-        records.write(tmp_path, record)
+    assert records.write(tmp_path, msgspec.structs.replace(record, seed=1)) == path
+    assert records.read(path) == record  # never changed
 
 
-def test_a_record_tells_its_group_its_epochs_and_every_setting():
+def test_a_record_tells_its_group_and_its_epochs():
     record = msgspec.convert(sample(), Record)
     assert (record.group, record.epochs) == (KEY, {"baseline": 1})
-    assert record.settings["model.name"] == "vgg16"
-    assert record.settings["round_to"] == 1  # not in the record: the default
 
 
 def test_a_run_that_diverged_has_what_was_measured_before(tmp_path):
@@ -100,15 +98,13 @@ def test_a_run_that_diverged_has_what_was_measured_before(tmp_path):
         ("weights/prune", "x", "`$.weights"), ("data/train", 1.5, "`$.data.train`"),
         ("cost/flops_drop", REMOVED, "cost: needs"), ("cost/params_drop", 101.0, "`$.cost.params_drop`"),
         ("cost/dense/macs", -1, "`$.cost.dense.macs`"),
-        ("accuracy/finetune", REMOVED, "accuracy.finetune: missing"),
+        ("accuracy/finetune", REMOVED, "accuracy: needs"),
         ("accuracy/finetune/val", REMOVED, "length >= 3"),
         ("accuracy/finetune/best", 1.0, "`key` in `$.accuracy"),
         ("accuracy/finetune/last", 100.1, "`$.accuracy"), ("channels/features.0", [0, 4], "`$.channels"),
-        ("channels/features.0", [5, 4], "channels.features.0"), ("channels/features.0", [1], "`$.channels"),
-        ("curves/baseline/train_loss", [0.5, 0.4], "curves.baseline"),
-        ("seconds/baseline", -0.1, "`$.seconds"), ("diverged", {"epoch": 1}, "`$.diverged`"),
-        ("diverged", {"stage": "prune", "epoch": 1, "step": 1, "loss": "nan"}, "accuracy.prune"),
-        ("config", {}, "config.model.name"), ("environment/commit", ["a"], "`$.environment"),
+        ("channels/features.0", [1], "`$.channels"), ("seconds/baseline", -0.1, "`$.seconds"),
+        ("diverged", {"epoch": 1}, "`$.diverged`"), ("environment/commit", ["a"], "`$.environment"),
+        ("config", {}, "config.model.name"), ("config/model", "name", "config.model.name"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named(tmp_path, path, value, said):
@@ -120,10 +116,6 @@ def test_a_wrong_value_is_named(tmp_path, path, value, said):
 )
 def test_an_experiment_stays_below_its_folder(tmp_path, name):
     assert "at `$.experiment`" in refusal(tmp_path, json.dumps(sample(experiment=name)))
-    record = msgspec.structs.replace(msgspec.convert(sample(), Record), experiment=name)
-    with pytest.raises(ValueError, match="experiment"):
-        records.write(tmp_path, record)
-    assert not (tmp_path / "records").exists()
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])

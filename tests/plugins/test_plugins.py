@@ -46,7 +46,7 @@ def made(installed, tmp_path_factory):
     words = ["regularizer=toy_log_sum,toy_lasso", "criterion=toy_snip", "ratio=0.5"]
     done = run(installed, work, "-m", *NETWORK, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    measured = {record.settings["regularizer.name"]: record for record in records.read_all(work / "results")}
+    measured = {record.config["regularizer"]["name"]: record for record in records.read_all(work / "results")}
     return work, measured
 
 

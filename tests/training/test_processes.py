@@ -48,7 +48,7 @@ def test_accelerate_starts_them_as_well(tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_any_work(tmp_path):
-    done, record = run(tmp_path, TORCHRUN, *TINY, "baseline.batch_size=127")
+    done, record = run(tmp_path, TORCHRUN, *TINY, "regularizer.train.batch_size=127")
     assert (done.returncode, record) == (1, None)  # torchrun's own code
-    assert done.stderr.count("error: baseline.batch_size=127: ") == 1
+    assert done.stderr.count("error: regularizer.train.batch_size=127: ") == 1
     assert not (tmp_path / "outputs" / "stages").exists()

@@ -1,26 +1,13 @@
 """Checks of a configuration before anything is read or trained: values and names. Imports no torch."""
 
-from __future__ import annotations
-
-import re
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 
 from lpslim.base.errors import UserError
 from lpslim.experiment import config as schema
 from lpslim.experiment.config import Config, Rule, one_of
 from lpslim.training.schedule import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULES
 
-PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-NAME = re.compile(rf"{PART}(/{PART})*")  # as a path it cannot climb out of its folder
-LONGEST_NAME = 200
-NAMES = {
-    "name": Rule(
-        lambda name: len(name) <= LONGEST_NAME and NAME.fullmatch(name),
-        "parts of letters, digits, '.', '_' and '-' between slashes",
-    ),
-    "dataset.name": Rule(re.compile(PART).fullmatch, "letters, digits, '.', '_' and '-'"),
-}
+CHANNELS_ALONE = ("criterion.name", "criterion.layer_budget_from", "round_to", "protected", "retrain")
 SHARES = Rule(
     lambda shares: shares == sorted(shares) and all(0 < share < 1 for share in shares),
     "shares of the epochs, between 0 and 1, in order",
@@ -35,18 +22,15 @@ TRAINING = {  # settings declared by lpslim.training.schedule, by the last part 
 }  # fmt: skip
 
 
-def check(config: Config, choices: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Refuse a configuration that cannot work.
+def check(config: Config, choices: Mapping[str, str]) -> None:
+    """Refuse a configuration that cannot work: UserError, a line per fault: key, value, what it may be.
 
     choices: group -> choice of the command line, such as dataset -> glue/rte, for the messages.
-
-    Raises:
-        UserError: one line per fault: the key, its value and what it may be.
     """
     faults = []
     for key, value, metadata in schema.declared(config):
-        rule = metadata.get("rule") or NAMES.get(key) or TRAINING.get(key.rpartition(".")[2], schema.ANY)
-        if value is not None and not rule.accepts(value):
+        rule = metadata.get("rule") or TRAINING.get(key.rpartition(".")[2])
+        if rule and value is not None and not rule.accepts(value):
             faults.append(_fault(key, value, rule.allowed))
     if faults := [*faults, *_combinations(config, choices)]:
         raise UserError("\n".join(faults))
@@ -58,13 +42,8 @@ def _fault(key: str, value: object, allowed: object) -> str:
 
 def _typed(value: object) -> str:
     """Return a value as it is typed on a command line."""
-    return (
-        "null"
-        if value is None
-        else repr(value).removesuffix(".0")
-        if isinstance(value, float)
-        else str(value)
-    )
+    text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return "null" if value is None else text
 
 
 def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
@@ -82,12 +61,7 @@ def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
         yield _fault("regularizer.train.epochs", 0, "1 or more, or regularizer=none")
     if config.retrain != "finetune" and not config.baseline.epochs and config.scratch.epochs is None:
         yield _fault("scratch.epochs", None, "1 or more with baseline.epochs=0")
-    for key, value, allowed in (
-        ("criterion.name", config.criterion.name, "magnitude"),
-        ("criterion.layer_budget_from", config.criterion.layer_budget_from, None),
-        ("round_to", config.round_to, 1),
-        ("protected", config.protected, []),
-        ("retrain", config.retrain, "finetune"),
-    ):
-        if config.granularity == "weights" and value != allowed:
-            yield _fault(key, value, f"{_typed(allowed)} with granularity=weights")
+    given, defaults = ({key: value for key, value, _ in schema.declared(c)} for c in (config, Config()))
+    for key in CHANNELS_ALONE if config.granularity == "weights" else ():
+        if given[key] != defaults[key]:
+            yield _fault(key, given[key], f"{_typed(defaults[key])} with granularity=weights")

@@ -1,7 +1,6 @@
 """Schema of a run's configuration: typed keys, each with its default and its rule. Imports no torch."""
 
-from __future__ import annotations
-
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import inf
@@ -14,10 +13,12 @@ from lpslim.training.schedule import RuntimeConfig, TrainConfig
 
 PROTOCOLS = ("last", "val", "paper")  # epoch whose test accuracy counts: training.evaluation.summarise
 KINDS = ("ADMM", "rival", "control", "unstructured")
+PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+NAME = rf"(?!.{{201}}){PART}(/{PART})*"  # at most 200 characters; as a path it cannot climb out of its folder
 
 
 class Rule(NamedTuple):
-    """What a value may be: a test, which null is not put to, and its words for the user."""
+    """Rule for a value: a test, which null is not put to, and its words for the user."""
 
     accepts: Callable[[Any], object]
     allowed: str
@@ -33,7 +34,6 @@ def between(least: int, most: int, unit: str) -> Rule:
     return Rule(lambda value: least <= value <= most, f"{least} to {most} {unit}")
 
 
-ANY = Rule(lambda _: True, "")
 POSITIVE = Rule(lambda value: 0 < value < inf, "a positive number")
 ZERO_OR_MORE = Rule(lambda value: 0 <= value < inf, "0 or more")
 ONE_OR_MORE = Rule(lambda value: 1 <= value < inf, "1 or more")
@@ -41,6 +41,8 @@ BELOW_ONE = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
 SHARE = Rule(lambda value: 0 < value < 1, "a share above 0 and below 1")
 FOLDER = Rule(lambda value: value and "\0" not in value, "a folder")
 ONE_LINE = Rule(str.isprintable, "on one line")
+PATH = Rule(re.compile(NAME).fullmatch, "parts of letters, digits, '.', '_' and '-' between slashes")
+WORD = Rule(re.compile(PART).fullmatch, "letters, digits, '.', '_' and '-'")
 INPUT = one_of("image", "text")
 CRITERION = one_of(*registry.choices("pruning.criteria"))
 KIND = Rule(lambda kind: kind in ("", *KINDS), one_of(*KINDS).allowed)
@@ -58,72 +60,56 @@ def key(default: Any, rule: Rule | None = None, *, ignored: bool = False) -> Any
 
 @dataclass
 class Model:
-    """Network: one of a family's, by its name there.
-
-    ``floor``: share of its channels that a layer keeps which is not sensitive. ``weights``: pretrained ones
-    to start from: a file, torchvision's of this name, or an encoder's name (lpslim.models.encoders).
-    """
+    """Network: one of a family's, by its name there, from random or from pretrained ``weights``."""
 
     family: str = key(MISSING, one_of(*registry.choices("models.families")))
     name: str = MISSING
     input: str = key("image", INPUT)
-    floor: float = key(0.0, BELOW_ONE)
-    weights: str | None = key(None, WEIGHTS)
+    floor: float = key(0.0, BELOW_ONE)  # share of its channels that a layer keeps which is not sensitive
+    weights: str | None = key(None, WEIGHTS)  # a file, torchvision's name, or one in lpslim.models.encoders
 
 
 @dataclass
 class Dataset:
-    """Data set: ``source`` is its plug-in, ``name`` its name in records.
+    """Data set: ``source`` is its plug-in, ``name`` its name in records."""
 
-    ``rgb`` repeats grey images in three channels. ``workers`` processes decode the images of a folder: once
-    if the decoded cache takes at most ``cache_gb`` GB of disk, else in every epoch. Texts are cut at
-    ``max_length`` tokens of the encoder ``tokenizer`` (a name in lpslim.models.encoders).
-    """
-
-    name: str = MISSING
+    name: str = key(MISSING, WORD)
     source: str = key(MISSING, one_of(*registry.choices("data.datasets")), ignored=True)
     input: str = key("image", INPUT)
     root: str = key("data", FOLDER, ignored=True)
     download: bool = key(False, ignored=True)
     image_size: int = key(32, between(1, 4096, "pixels"))
-    rgb: bool = False
+    rgb: bool = False  # repeats grey images in three channels
     val_fraction: float = key(0.1, SHARE)
     crop_padding: int = key(0, between(0, 4096, "pixels"))
     flip: bool = False
     workers: int = key(4, between(0, 1024, "processes"), ignored=True)  # Data.reading tells what they shape
-    cache_gb: float = key(10.0, ZERO_OR_MORE, ignored=True)  # more leaves the memory of a machine with 16
-    max_length: int = key(128, between(2, 65_536, "tokens"))
-    tokenizer: str = ""
+    cache_gb: float = key(10.0, ZERO_OR_MORE, ignored=True)  # larger decoded images are not kept on the disk
+    max_length: int = key(128, between(2, 65_536, "tokens"))  # where texts are cut
+    tokenizer: str = ""  # of this encoder, a name in lpslim.models.encoders
 
 
 @dataclass
 class Regularizer:
-    """Sparsify stage: the plug-ins of the regulariser and of its penalty, and the training under them.
-
-    ``options`` and ``penalty_options``: parameters of the two that are none of the paper's knobs.
-    """
+    """Sparsify stage: the plug-ins of the regulariser and of its penalty, and the training under them."""
 
     name: str = key("admm", one_of(*registry.choices("training.regularizers"), "none"))
     penalty: str = key("lp", one_of(*registry.choices("sparsity.penalties")))
     form: str = key("squared", one_of("squared", "norm"))
     updates_per_epoch: int = key(1, ONE_OR_MORE)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # parameters that are none of the paper's knobs
     penalty_options: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass
 class Criterion:
-    """Channel scores: the plug-in ``name``, applied to the ``weights`` Z or W.
-
-    ``score_norm`` puts the scores of different layers on one scale. ``layer_budget_from``: another criterion
-    that sets how many channels a layer keeps; ``name`` then ranks channels inside a layer alone.
-    """
+    """Channel scores: the plug-in ``name``, applied to the ``weights`` Z or W."""
 
     name: str = key("magnitude", CRITERION)
     weights: str = key("Z", one_of("Z", "W"))
-    score_norm: str = key("minmax", one_of("minmax", "uniform", "raw"))
-    layer_budget_from: str | None = key(None, CRITERION)
+    score_norm: str = key("minmax", one_of("minmax", "uniform", "raw"))  # puts all layers on one scale
+    layer_budget_from: str | None = key(None, CRITERION)  # the one that sets how many a layer keeps
 
 
 @dataclass
@@ -137,7 +123,7 @@ class Scratch:
 class Config:
     """One run. The paper's knobs are at the top level; conf/config.yaml explains them."""
 
-    name: str = key("adhoc", ignored=True)
+    name: str = key("adhoc", PATH, ignored=True)
     label: str = key("", ONE_LINE, ignored=True)
     kind: str = key("", KIND, ignored=True)
     p: float = key(5.0, DENOMINATOR)

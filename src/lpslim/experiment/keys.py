@@ -12,14 +12,13 @@ from typing import Any
 from lpslim.base import files, registry
 from lpslim.base.hashing import digest
 from lpslim.data.splits import Data
-from lpslim.experiment.config import Config
+from lpslim.experiment.config import Config, declared
 from lpslim.experiment.records import RULE, VERSIONS
 from lpslim.models import family as families
 from lpslim.pruning.budget import Budget
 from lpslim.training.callbacks import Regularizer
 from lpslim.training.schedule import TrainConfig, scaled
 
-ARITHMETIC = ("precision", "channels_last", "compile")  # settings of the runtime that change a result
 AUGMENTATION = ("val_fraction", "crop_padding", "flip")  # settings of the data that change a result
 LENGTH = 16  # hexadecimal digits of a key
 Info = dict[str, Any]
@@ -52,17 +51,14 @@ class Step:
 
     def info(self) -> Info:
         """Return what the finished stage says of itself."""
-        content: Info = files.read_json(self.folder / files.MANIFEST)
-        return content
+        return files.read_json(self.folder / files.MANIFEST)
 
 
 def plan(config: Config, data: Data) -> dict[str, Step]:
     """Return the stages of a run in order, without computing anything.
 
     The trunk is baseline, sparsify, prune, finetune; the scores that ``prune`` reads hang beside it.
-
-    Raises:
-        UserError: pretrained weights are not there, or a plug-in does not know an option.
+    UserError if pretrained weights are not there, or a plug-in does not know an option.
     """
     steps: dict[str, Step] = {}
     trunk: list[Step] = []
@@ -97,9 +93,7 @@ def regularizer(config: Config) -> tuple[partial[Regularizer], Info]:
     """Return the regulariser, still to be called with the model, and what a key holds of it.
 
     Of a penalty that is a dataclass a key holds its fields, so that ``ratio`` is no part of an Lp penalty.
-
-    Raises:
-        UserError: it or its penalty does not know an option.
+    UserError if the regulariser or its penalty does not know an option.
     """
     chosen = config.regularizer
     build = registry.find("sparsity.penalties", chosen.penalty).build
@@ -113,56 +107,57 @@ def regularizer(config: Config) -> tuple[partial[Regularizer], Info]:
              "updates_per_epoch": chosen.updates_per_epoch, "model": None}  # fmt: skip
     arguments = registry.arguments(build, knobs, chosen.options, "regularizer.options")
     del arguments["model"]
-    held = {**_plug_in("training.regularizers", chosen.name), "arguments": dict(arguments)}
-    if "penalty" in arguments:
-        held["arguments"]["penalty"] = {**_plug_in("sparsity.penalties", chosen.penalty), "values": values}
-    return partial(build, **arguments), held
+    held = dict(arguments)
+    if "penalty" in held:
+        held["penalty"] = {**_plug_in("sparsity.penalties", chosen.penalty), "values": values}
+    return partial(build, **arguments), {**_plug_in("training.regularizers", chosen.name), "arguments": held}
 
 
 def method(config: Config) -> dict[str, str]:
     """Return the method's name in tables, and its kind: ADMM, rival, control or unstructured."""
-    criterion, control = config.criterion, config.retrain != "finetune" or config.criterion.layer_budget_from
-    scored = f"{criterion.name} ({criterion.score_norm})"
+    criterion = config.criterion
     name, kind = "no ADMM", "control" if criterion.name in ("magnitude", "random") else "rival"
     if config.regularizer.name != "none":
         penalty = regularizer(config)[0].keywords.get("penalty")
         name = str(penalty or config.regularizer.name.upper().replace("_", "-"))
         kind = "ADMM" if penalty else "rival"
-    name += "" if scored == "magnitude (minmax)" else f", {scored}"
-    name += "" if config.retrain == "finetune" else f", {config.retrain}"
-    kind = "unstructured" if config.granularity == "weights" else "control" if control else kind
+    parts = [name, f"{criterion.name} ({criterion.score_norm})", config.retrain]
+    name = ", ".join(part for part in parts if part not in ("magnitude (minmax)", "finetune"))
+    if config.granularity == "weights":
+        kind = "unstructured"
+    elif config.retrain != "finetune" or criterion.layer_budget_from:
+        kind = "control"
     return {"method": config.label or name, "kind": config.kind or kind}
 
 
 def _settings(config: Config, data: Data) -> dict[str, Info]:
     """Return per stage what its result depends on, beyond the stages it reads and the seed."""
     model, criterion, family = config.model, config.criterion, families.get(config.model.family)
-    baseline = {
-        "family": _plug_in("models.families", model.family),
-        "model": {"name": model.name, **family.arguments(model.name, data.shape)},
-        "weights": family.weights_identity(model.name, model.weights) if model.weights else None,
-        "data": {"fingerprint": data.fingerprint, "shape": list(data.shape), "reading": data.reading},
-        "source": registry.source_hash("data.datasets", config.dataset.source),
-        "augmentation": {key: getattr(config.dataset, key) for key in AUGMENTATION},
-    }
     sparsify = {} if config.regularizer.name == "none" else {"sparsify": regularizer(config)[1]}
-    scored: Info = {"weights": criterion.weights if sparsify else "W"}
+    scored, single = {"weights": criterion.weights if sparsify else "W"}, config.granularity == "weights"
+    names = {} if single else {"layer_budget": criterion.layer_budget_from, "score": criterion.name}
+    scores = {stage: {**_plug_in("pruning.criteria", name), **scored, "protected": list(config.protected)}
+              for stage, name in names.items() if name}  # fmt: skip
+    widths = {"adjust": config.adjust, "floor": model.floor, "round_to": config.round_to,
+              "score_norm": criterion.score_norm}  # fmt: skip
     targets = {"target_flops": config.target_flops, "target_params": config.target_params}
     target = {key: value for key, value in targets.items() if value is not None} or {"ratio": config.ratio}
-    prune: Info = {"rule": RULE, "granularity": config.granularity, "budget": target}
-    scores: dict[str, Info] = {}
-    if config.granularity == "weights":
-        prune |= scored
-    else:
-        prune |= {"adjust": config.adjust, "floor": model.floor, "round_to": config.round_to}
-        prune |= {"score_norm": criterion.score_norm}
-        for stage, name in (("layer_budget", criterion.layer_budget_from), ("score", criterion.name)):
-            if name:
-                scored |= {"protected": list(config.protected)}
-                scores[stage] = {**_plug_in("pruning.criteria", name), **scored}
-    finetune: Info = {"retrain": config.retrain}
-    settings = {"baseline": baseline, **sparsify, **scores, "prune": prune, "finetune": finetune}
-    runtime = {key: getattr(config.trainer, key) for key in ARITHMETIC}
+    settings: dict[str, Info] = {
+        "baseline": {
+            "family": _plug_in("models.families", model.family),
+            "model": {"name": model.name, **family.arguments(model.name, data.shape)},
+            "weights": family.weights_identity(model.name, model.weights) if model.weights else None,
+            "data": {"fingerprint": data.fingerprint, "shape": list(data.shape), "reading": data.reading},
+            "source": registry.source_hash("data.datasets", config.dataset.source),
+            "augmentation": {key: getattr(config.dataset, key) for key in AUGMENTATION},
+        },
+        **sparsify,
+        **scores,
+        "prune": {"rule": RULE, "granularity": config.granularity, "budget": target,
+                  **(scored if single else widths)},
+        "finetune": {"retrain": config.retrain},
+    }  # fmt: skip
+    runtime = {key: value for key, value, field in declared(config.trainer) if not field.get("ignored")}
     for stage, train in trainings(config).items():
         settings[stage] |= {"train": asdict(train), "runtime": runtime}
     return settings

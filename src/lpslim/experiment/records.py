@@ -6,8 +6,7 @@ A record is written once, to ``<results>/records/<experiment>/<key>.json``, and 
 from __future__ import annotations
 
 import gc
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,8 +16,7 @@ from msgspec import Meta, Struct
 
 from lpslim.base import files
 from lpslim.base.errors import DivergenceError, UserError
-from lpslim.experiment.checks import LONGEST_NAME, NAME
-from lpslim.experiment.config import PROTOCOLS, Config, flat
+from lpslim.experiment.config import NAME, PROTOCOLS, Config
 
 if TYPE_CHECKING:
     from lpslim.data.splits import Data
@@ -30,16 +28,17 @@ RULE = "multiply-adds of convolution and linear layers; all parameters"  # of co
 NETWORK = "weights.safetensors"  # of a stage's folder: models.storage.WEIGHTS, which imports torch
 LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
 DIGITS = 4  # decimals of a curve's values: finer than any data set can tell
-DEFAULTS: Mapping[str, Any] = dict(flat(asdict(Config())))
 Stage = Annotated[str, Meta(pattern=rf"\A({'|'.join(VERSIONS)})\Z")]
 Protocol = Annotated[str, Meta(pattern=rf"\A({'|'.join(PROTOCOLS)})\Z")]
-Name = Annotated[str, Meta(pattern=rf"\A{NAME.pattern}\Z", max_length=LONGEST_NAME)]  # stays in a folder
+Name = Annotated[str, Meta(pattern=rf"\A{NAME}\Z")]
 Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Seconds = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=-100, le=100)]  # a correlation may be negative
 Drop = Annotated[float, Meta(le=100)]  # a network may also grow
+Accuracy = Annotated[dict[Protocol, Percent], Meta(min_length=len(PROTOCOLS))]  # of every protocol
 
 
 class Size(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,51 +88,50 @@ class Divergence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run: what was asked, on what data, and what came out. Percentages are 0 to 100.
-
-    experiment: ``<table>/<row>`` or ``adhoc``. method, kind: its name in tables, its class. key: of the last
-    stage. stages, groups: stage -> its key, with and without the seed. versions: of the stages' code.
-    weights: stage -> SHA-256 of its network. differs: empty if results are those of the experiment file or
-    there is none, else key -> [the file's, the run's]. accuracy: stage -> protocol -> metric on the test
-    split. channels: pruned layer -> (kept, of). convergence: a row per outer iteration. seconds: wall time
-    where computed. diverged: None if every loss was finite, else there is what was measured until then.
-    """
+    """One run: what was asked, on what data, and what came out. Percentages are 0 to 100."""
 
     schema: Literal[2]
-    experiment: Name
-    method: str
+    experiment: Name  # <table>/<row>, or adhoc
+    method: str  # its name in tables
     kind: str
     seed: Count
-    key: Key
+    key: Key  # of the last stage
     stages: dict[Stage, Key]
-    groups: dict[Stage, Key]
-    versions: dict[Stage, Positive]
-    weights: dict[Stage, Sha256]
-    differs: dict[str, list[Any]]
+    groups: dict[Stage, Key]  # keys without the seed
+    versions: dict[Stage, Positive]  # of the stages' code
+    weights: dict[Stage, Sha256]  # of the stages' networks
+    differs: dict[str, list[Any]]  # from the experiment file, if results do: key -> [the file's, the run's]
     config: dict[str, Any]
     data: Samples
     cost: Cost
-    accuracy: dict[Stage, Annotated[dict[Protocol, Percent], Meta(min_length=len(PROTOCOLS))]]
-    channels: dict[str, tuple[Positive, Positive]]
-    convergence: list[dict[str, float]]
+    accuracy: dict[Stage, Accuracy]  # on the test split
+    channels: dict[str, tuple[Positive, Positive]]  # pruned layer -> (kept, of)
+    convergence: list[dict[str, float]]  # a row per outer iteration
     curves: dict[Stage, Curve]
-    seconds: dict[Stage, Annotated[float, Meta(ge=0)]]
+    seconds: dict[Stage, Seconds]  # wall time where computed
     environment: dict[str, str | int | bool | None]
-    diverged: Divergence | None = None
+    diverged: Divergence | None = (
+        None  # where, if a loss was not finite: the rest is what was measured before
+    )
 
     def __post_init__(self) -> None:
-        if fault := next(_faults(self), None):
-            raise ValueError(fault)
+        """Refuse (ValueError) a record that lacks what tables need."""
+        stages, model, ended = self.stages.keys(), self.config.get("model"), not self.diverged
+        measured = {"baseline", "prune", "finetune"} <= self.accuracy.keys()
+        for fault, is_so in {
+            "stages.finetune: is not the record's key": self.stages.get("finetune") != self.key,
+            "groups, versions: not of all stages": not stages == self.groups.keys() == self.versions.keys(),
+            "config.model.name: missing": not isinstance(model, dict) or "name" not in model,
+            "cost: needs dense, pruned and both drops": ended and None in msgspec.structs.astuple(self.cost),
+            "accuracy: needs baseline, prune and finetune": ended and not measured,
+        }.items():
+            if is_so:
+                raise ValueError(fault)
 
     @property
     def group(self) -> str:
         """Key of the last stage without the seed: equal in the runs of one table cell."""
         return self.groups["finetune"]
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Every setting by its dotted key; one that came after the record has its default."""
-        return {**DEFAULTS, **dict(flat(self.config))}
 
     @property
     def epochs(self) -> Mapping[str, int]:
@@ -144,51 +142,27 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 DECODER = msgspec.json.Decoder(Record)
 
 
-def _faults(record: Record) -> Iterator[str]:
-    """Yield where the fields of a record contradict each other, or lack what tables need."""
-    if record.stages.get("finetune") != record.key:
-        yield "stages.finetune: is not the record's key"
-    if not record.stages.keys() == record.groups.keys() == record.versions.keys():
-        yield "groups, versions: are not of the same stages as stages"
-    if "name" not in (record.config.get("model") or {}):
-        yield "config.model.name: missing"
-    for layer, (kept, of) in record.channels.items():
-        if kept > of:
-            yield f"channels.{layer}: keeps more than there are"
-    for stage, curve in record.curves.items():
-        if not len(curve.train_loss) == len(curve.val_accuracy) == len(curve.test_accuracy):
-            yield f"curves.{stage}: columns of different lengths"
-    if record.diverged:
-        if record.diverged.stage in record.accuracy:
-            yield f"accuracy.{record.diverged.stage}: is of the stage that diverged"
-        return
-    if None in (record.cost.dense, record.cost.pruned, record.cost.flops_drop, record.cost.params_drop):
-        yield "cost: needs dense, pruned, flops_drop, params_drop"
-    for stage in {"baseline", "prune", "finetune"} - record.accuracy.keys():
-        yield f"accuracy.{stage}: missing"
-
-
 def path_of(results: Path, experiment: str, key: str) -> Path:
     """Return where the record of a run is, or would be."""
     return results / "records" / experiment / f"{key}.json"
 
 
 def write(results: Path, record: Record) -> Path:
-    """Write a record and return its path (ValueError: a value such as NaN; FileExistsError: there is one)."""
-    content = msgspec.to_builtins(record)
-    msgspec.convert(content, Record)
+    """Write a record, unless there is one, and return its path (ValueError: a value is NaN or infinite).
+
+    A lock must be held: what was left half-written there is removed.
+    """
     path = path_of(results, record.experiment, record.key)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; records are never changed")
-    files.write_json(path, content)
+    files.clear_scratch(path)
+    if not path.exists():
+        files.write_json(path, msgspec.to_builtins(record))
     return path
 
 
 def read(path: Path) -> Record:
     """Read one record, which may come from anybody (UserError: ``<path>: not a record: <where and why>``)."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:  # a pipe would never end
+        if not path.is_file() or path.stat().st_size > LARGEST:  # a pipe would never end
             raise ValueError(f"not a file of at most {LARGEST} bytes")
         return DECODER.decode(path.read_bytes())
     except (OSError, ValueError, RecursionError) as problem:
@@ -205,13 +179,9 @@ def read_all(results: Path) -> list[Record]:
 
 
 def make_record(
-    config: Config,
-    data: Data,
-    steps: Mapping[str, Step],
-    infos: Mapping[str, Mapping[str, Any]],
-    diverged: DivergenceError | None,
-    **fields: Any,
-) -> Record:
+    config: Config, data: Data, steps: Mapping[str, Step], infos: Mapping[str, Mapping[str, Any]],
+    diverged: DivergenceError | None, **fields: Any,
+) -> Record:  # fmt: skip
     """Return the record of a run; ``infos``: stage -> what it says of itself, of the finished ones.
 
     fields: ``method``, ``kind``, ``differs`` and ``environment``, as in the record.

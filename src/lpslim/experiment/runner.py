@@ -5,9 +5,9 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,12 @@ from lpslim.pruning import criteria, unstructured
 from lpslim.training import distributed, runtime
 from lpslim.training.distributed import broadcast_from_main, main_process_first
 
-SOURCES = (":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
+SOURCES = ("--", ":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
 PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a run: its stages as planned, and the path of its record; of a dry run None."""
-
-    stages: list[Step]
-    record_path: Path | None = None
-
-
-def execute(config: Config, experiment_file: Config | None) -> Outcome:
-    """Do the run that ``config`` (already checked) describes.
+def execute(config: Config, experiment_file: Config | None) -> Path | None:
+    """Do the run that ``config`` (already checked) describes; return the path of its record, None if dry.
 
     Finished stages are found by their keys; a run whose record exists is not repeated.
     experiment_file: the configuration of the run's experiment file without overrides; None without a file.
@@ -56,21 +48,22 @@ def execute(config: Config, experiment_file: Config | None) -> Outcome:
     with distributed.fail_fast(but=(UserError, RunError)):
         runtime.make_accelerator(config.trainer)  # several processes find each other
         run = main_process_first(lambda: _load(config))
-        planned, key = list(run.steps.values()), run.steps["finetune"].key
+        key = run.steps["finetune"].key
         if len(set(gather_object([key]))) > 1:
             raise UserError("the processes of this run have different settings, or find different data")
         path = records.path_of(Path(config.results_dir), config.name, key)
         known = broadcast_from_main(lambda: records.read(path) if path.exists() else None)
         if known and not config.dry_run:
             _report(known, config, f"record: {path} (measured before)")
-            return Outcome(planned, path)
+            return path
         folder = Path(config.work_dir) / "runs" / config.name / key[:8]
         differs = broadcast_from_main(lambda: _begin(run, experiment_file, folder))
         if config.dry_run:
-            return Outcome(planned)
+            return None
     infos: dict[str, Info] = {}
     diverged = None
-    with distributed.fail_fast(), explained(planned), _logs(folder) as charts:
+    logs = _logs(folder) if distributed.is_main() else nullcontext()
+    with distributed.fail_fast(), explained(run.steps.values()), logs as charts:
         try:
             for stage in run.steps:
                 infos[stage] = stages.obtain(replace(run, charts=charts), stage)
@@ -80,7 +73,7 @@ def execute(config: Config, experiment_file: Config | None) -> Outcome:
         record = records.make_record(run.config, run.data, run.steps, infos, diverged, **described)
         broadcast_from_main(lambda: _finish(run, record, folder))
     _report(record, config, f"run folder: {folder}\nrecord: {path}")
-    return Outcome(planned, path)
+    return path
 
 
 def _load(config: Config) -> Run:
@@ -141,18 +134,14 @@ def _differences(run: Run, experiment: Config) -> dict[str, list[Any]]:
     theirs, ours = (dict(flat(records.public(config))) for config in (experiment, run.config))
     pairs = {key: [theirs.get(key), ours.get(key)] for key in {**theirs, **ours}}
     differs = {key: [a, b] for key, (a, b) in pairs.items() if a != b and key not in {*IGNORED_KEYS, "seed"}}
-    if any(key.startswith("dataset.") for key in differs):  # the file's data may have another fingerprint
-        return differs
-    same = plan(experiment, run.data)["finetune"].group == run.steps["finetune"].group
-    return {} if same else differs
+    other_data = any(key.startswith("dataset.") for key in differs)  # whose fingerprint is not known
+    group = run.steps["finetune"].group
+    return differs if other_data or plan(experiment, run.data)["finetune"].group != group else {}
 
 
 @contextmanager
-def _logs(folder: Path) -> Iterator[SummaryWriter | None]:
-    """Keep a log and charts in the run's folder; in the main process alone."""
-    if not distributed.is_main():
-        yield None
-        return
+def _logs(folder: Path) -> Iterator[SummaryWriter]:
+    """Keep a log and charts in the run's folder."""
     handler, root = logging.FileHandler(folder / "run.log"), logging.getLogger("lpslim")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root.setLevel(logging.INFO)
@@ -166,7 +155,7 @@ def _logs(folder: Path) -> Iterator[SummaryWriter | None]:
 
 
 @contextmanager
-def explained(planned: list[Step]) -> Iterator[None]:
+def explained(planned: Iterable[Step]) -> Iterator[None]:
     """Say what is kept when the machine fails (RunError), or the user interrupts, which passes."""
     try:
         yield
@@ -190,16 +179,11 @@ def explained(planned: list[Step]) -> Iterator[None]:
 
 def environment(run: Run) -> dict[str, str | int | bool | None]:
     """Return the versions, machine and source revision that a record states."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(terse=True),
-        "machine": platform.machine(),
-        "device": run.config.trainer.device,
-        "processes": distributed.share().world,
-        **{package: version(package) for package in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", *SOURCES)),
-    }
+    versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    machine = {"platform": platform.platform(terse=True), "machine": platform.machine()}
+    revision = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", *SOURCES))}
+    processes = distributed.share().world
+    return {**versions, **machine, "device": run.config.trainer.device, "processes": processes, **revision}
 
 
 def _git(*arguments: str) -> str | None:
@@ -212,7 +196,7 @@ def _git(*arguments: str) -> str | None:
 
 def _finish(run: Run, record: Record, folder: Path) -> None:
     """Fill the run's folder, then write the record."""
-    config, last, results = run.config, run.steps["finetune"], Path(run.config.results_dir)
+    config, last = run.config, run.steps["finetune"]
     if record.convergence:
         rows = [list(record.convergence[0]), *(row.values() for row in record.convergence)]
         files.write_text(folder / "convergence.csv", "".join(f"{','.join(map(str, row))}\n" for row in rows))
@@ -220,11 +204,8 @@ def _finish(run: Run, record: Record, folder: Path) -> None:
         ignored = shutil.ignore_patterns(files.MANIFEST)
         shutil.copytree(last.folder, folder / "pruned", ignore=ignored, dirs_exist_ok=True)
         families.get(config.model.family).save_tokenizer(folder / "pruned", config.dataset.tokenizer)
-    path = records.path_of(results, config.name, record.key)
     with files.locked(last.lock):  # another run may be here with the same settings
-        files.clear_scratch(path)
-        if not path.exists():
-            records.write(results, record)
+        records.write(Path(config.results_dir), record)
 
 
 def _report(record: Record, config: Config, places: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,19 +29,16 @@ from lpslim.models import storage
 from lpslim.models.storage import Architecture
 from lpslim.pruning import budget, criteria, selection, unstructured
 from lpslim.pruning.budget import Candidates
-from lpslim.pruning.cost import Cost, layer_costs
 from lpslim.pruning.units import regularised_weights
 from lpslim.training.callbacks import Callback, MaskKeeper
 from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.distributed import broadcast_from_main
 from lpslim.training.evaluation import evaluate, summarise
 from lpslim.training.loop import fit
-from lpslim.training.runtime import make_accelerator
 
 SAMPLE_BATCHES, SAMPLE_SIZE = 5, 128  # that a criterion may look at, as in HRank's and CHIP's code
 SCORES = "scores.safetensors"
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,16 +50,17 @@ class Run:
     steps: dict[str, Step]
     charts: Any = None
 
-    def checkpoint(self, stage: str) -> Checkpoint:
-        """Return the checkpoints inside a stage."""
-        return Checkpoint(self.steps[stage].folder, self.config.trainer.checkpoint_minutes)
+    @property
+    def trunk(self) -> Path:
+        """Folder of the network that is pruned."""
+        return self.steps["sparsify" if "sparsify" in self.steps else "baseline"].folder
 
     def candidates(self, model: nn.Module) -> Candidates:
         """Return what can be removed from the dense network ``model``."""
         config, example = self.config, example_input(self.data.shape)
         units = families.get(config.model.family).units(model, example)
-        found = budget.candidates(model, example, units, adjust=config.adjust, floor=config.model.floor)
-        return found.without(config.protected)
+        every = budget.candidates(model, example, units, adjust=config.adjust, floor=config.model.floor)
+        return every.without(config.protected)
 
     def chart(self, stage: str, row: dict[str, float]) -> None:
         """Chart the measurements of an epoch."""
@@ -72,7 +70,8 @@ class Run:
 
 def obtain(run: Run, stage: str) -> Info:
     """Find a stage or compute it; return what it says of itself (DivergenceError: a loss is not finite)."""
-    step, checkpoint = run.steps[stage], run.checkpoint(stage)
+    step = run.steps[stage]
+    checkpoint = Checkpoint(step.folder, run.config.trainer.checkpoint_minutes)
     with _on_main(files.locked(step.lock)):
         found = broadcast_from_main(lambda: _is_intact(step))
         try:
@@ -90,7 +89,7 @@ def obtain(run: Run, stage: str) -> Info:
 
 
 @contextmanager
-def _on_main(context: AbstractContextManager[T]) -> Iterator[T]:
+def _on_main(context: AbstractContextManager[Any]) -> Iterator[Any]:
     """Hold a context in the main process alone; every process gets its value."""
     with ExitStack() as held:
         yield broadcast_from_main(lambda: held.enter_context(context))
@@ -139,7 +138,7 @@ def sparsify(run: Run, step: Step) -> Info:
 
 def score(run: Run, step: Step) -> Info:
     """Score every unit by one criterion."""
-    device, seed, model = make_accelerator(run.config.trainer).device, run.config.seed, _scored(run)
+    device, seed, model = torch.device(run.config.trainer.device), run.config.seed, _scored(run)
     units, train = run.candidates(model).units, run.data.train.to(device)
     batches = train.train_batches(min(SAMPLE_SIZE, len(train)), derive_seed(seed, "score", "batches"))
     torch.manual_seed(derive_seed(seed, "score"))
@@ -151,17 +150,17 @@ def score(run: Run, step: Step) -> Info:
 
 def prune(run: Run, step: Step) -> Info:
     """Remove the units of the lowest scores, or set the smallest weights to zero; the others keep W."""
-    model, architecture = storage.load(_trunk(run)), storage.describe(_trunk(run))
+    model, architecture, channels = storage.load(run.trunk), storage.describe(run.trunk), {}
     if run.config.granularity == "weights":
-        dense, left = _zero_weights(run, model)
-        channels = {}
+        scored, example = regularised_weights(_scored(run)), example_input(run.data.shape)
+        dense, left = unstructured.prune(model, scored, example, keys.budget(run.config))
     else:
         candidates = run.candidates(model)
-        architecture = replace(architecture, kept=_kept(run, candidates))
+        kept, units = _kept(run, candidates), candidates.units
+        architecture = replace(architecture, kept=kept)
         architecture.cut(model)
-        widths = {units.layer: len(architecture.kept[units.layer]) for units in candidates.units}
-        channels = {u.layer: (widths[u.layer] * u.groups, u.size * u.groups) for u in candidates.units}
-        dense, left = candidates.cost.dense, candidates.cost(list(widths.values()))
+        channels = {u.layer: (len(kept[u.layer]) * u.groups, u.size * u.groups) for u in units}
+        dense, left = candidates.cost.dense, candidates.cost([len(kept[u.layer]) for u in units])
     storage.write(step.folder, model, architecture)
     drops = (100 * (1 - left.macs / dense.macs), 100 * (1 - left.params / dense.params))
     cost = {"dense": asdict(dense), "pruned": asdict(left), "flops_drop": drops[0], "params_drop": drops[1]}
@@ -175,22 +174,9 @@ def _kept(run: Run, candidates: Candidates) -> selection.Kept:
 
     if "layer_budget" not in run.steps:
         return candidates.select(scores("score", run.config.criterion.score_norm), keys.budget(run.config))
-    widest = candidates.select(scores("layer_budget", "minmax"), keys.budget(run.config))
-    widths = [len(widest[units.layer]) for units in candidates.units]
+    reference = candidates.select(scores("layer_budget", "minmax"), keys.budget(run.config))
+    widths = [len(reference[units.layer]) for units in candidates.units]
     return selection.strongest(candidates.units, scores("score", "raw"), widths)
-
-
-def _zero_weights(run: Run, model: nn.Module) -> tuple[Cost, Cost]:
-    """Set the weights that are smallest in Z (or W) to zero; return the cost before and after."""
-    config, layers = run.config, layer_costs(model, example_input(run.data.shape))
-    scored, dense = regularised_weights(_scored(run)), unstructured.remaining(model, layers)
-    prices, amount = dict.fromkeys(scored, 1.0), config.ratio * sum(w.numel() for w in scored.values())
-    if config.target_flops is not None:
-        prices, amount = unstructured.positions(layers, list(scored)), config.target_flops * dense.macs
-    elif config.target_params is not None:
-        amount = budget.removed_share(config.target_params, dense.params) * dense.params
-    unstructured.apply(model, unstructured.smallest(scored, regularised_weights(model), prices, amount))
-    return dense, unstructured.remaining(model, layers)
 
 
 def finetune(run: Run, step: Step) -> Info:
@@ -213,13 +199,12 @@ def _train(
 ) -> Info:  # fmt: skip
     """Train a network as its stage is configured, and write it; one that is not trained is measured once."""
     config, curve = keys.trainings(run.config)[step.name], []
-    config = replace(config, epochs=round(config.epochs * longer))
+    config, trainer = replace(config, epochs=round(config.epochs * longer)), run.config.trainer
     if config.epochs:
-        curve = fit(
-            model, run.data, config, run.config.trainer, seed=run.config.seed, stage=step.name,
-            callback=callback, after_epoch=lambda row: run.chart(step.name, row),
-            checkpoint=run.checkpoint(step.name),
-        )  # fmt: skip
+        checkpoint = Checkpoint(run.steps[step.name].folder, trainer.checkpoint_minutes)
+        curve = fit(model, run.data, config, trainer, seed=run.config.seed, stage=step.name,
+                    callback=callback, after_epoch=lambda row: run.chart(step.name, row),
+                    checkpoint=checkpoint)  # fmt: skip
     accuracy = summarise(curve) if curve else broadcast_from_main(lambda: _measured(run, model))
     broadcast_from_main(lambda: storage.write(step.folder, model, architecture))
     return {"curve": curve, "accuracy": accuracy}
@@ -227,20 +212,16 @@ def _train(
 
 def _measured(run: Run, model: nn.Module) -> dict[str, float]:
     """Return the accuracy of a network that is not trained: the same under every protocol."""
-    device = make_accelerator(run.config.trainer).device
+    device = torch.device(run.config.trainer.device)
     accuracy = evaluate(model.to(device), run.data.test.to(device), task=run.data.task)["accuracy"]
     model.to("cpu")
     return dict.fromkeys(PROTOCOLS, accuracy)
 
 
-def _trunk(run: Run) -> Path:
-    return run.steps["sparsify" if "sparsify" in run.steps else "baseline"].folder
-
-
 def _scored(run: Run) -> nn.Module:
     """Return the network whose weights are scored: with Z in place of W, if asked for and there is one."""
-    z = _trunk(run) / "Z"
-    return storage.load(z if run.config.criterion.weights == "Z" and z.is_dir() else _trunk(run))
+    z = run.trunk / "Z"
+    return storage.load(z if run.config.criterion.weights == "Z" and z.is_dir() else run.trunk)
 
 
 STAGES: dict[str, Callable[[Run, Step], Info]] = {

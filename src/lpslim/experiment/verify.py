@@ -15,8 +15,8 @@ from lpslim.experiment import records
 from lpslim.experiment.records import NETWORK
 
 
-def verify(results: Path, work: Path) -> tuple[list[str], dict[str, int]]:
-    """Return the problems of all records below ``results`` and their stages below ``work``, and counts."""
+def verify(results: Path, work: Path) -> tuple[list[str], str]:
+    """Return the problems of all records below ``results`` and their stages below ``work``, and a summary."""
     problems: list[str] = []
     faults: dict[Path, str | None] = {}  # of each stage's folder; None where it is gone
     paths = sorted((results / "records").rglob("*.json"))
@@ -29,29 +29,28 @@ def verify(results: Path, work: Path) -> tuple[list[str], dict[str, int]]:
         if path != records.path_of(results, record.experiment, record.key):
             problems.append(f"{path}: is not in its place, {record.experiment}/{record.key}.json")
         for stage, key in record.stages.items():
-            folder = work / "stages" / ("score" if stage == "layer_budget" else stage) / key
+            folder = work / "stages" / stage.replace("layer_budget", "score") / key  # one store for both
             if folder not in faults:
                 faults[folder] = files.verify_manifest(folder) if folder.is_dir() else None
-            if faults[folder] == "" and stage in record.weights:
-                hashes = files.read_json(folder / files.MANIFEST)["files"]
-                if hashes.get(NETWORK) != record.weights[stage]:
-                    problems.append(f"{path}: weights.{stage}: is not the network in {folder}")
+            network = faults[folder] == "" and files.read_json(folder / files.MANIFEST)["files"].get(NETWORK)
+            if network and network != record.weights.get(stage, network):
+                problems.append(f"{path}: weights.{stage}: is not the network in {folder}")
     problems += [f"{folder}: {fault}" for folder, fault in faults.items() if fault]
-    absent = list(faults.values()).count(None)
-    counts = {"records": len(paths), "stages": len(faults) - absent, "absent stages": absent}
-    return problems, {**counts, "problems": len(problems)}
+    gone = list(faults.values()).count(None)
+    stages = f"{len(faults) - gone} stages, {gone} absent stages"
+    return problems, f"{len(paths)} records, {stages}, {len(problems)} problems"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print problems and counts; return 0 for none and 1 for some (exit code 2: bad arguments)."""
+    """Print problems and a summary; return 0 for none and 1 for some (exit code 2: bad arguments)."""
     parser = argparse.ArgumentParser("python -m lpslim.experiment.verify", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/")
     parser.add_argument("--work-dir", type=Path, default=Path("outputs"), help="folder of stages/")
     options = parser.parse_args(arguments)
     if not options.results.is_dir():
         parser.error(f"--results {options.results}: no such folder")
-    problems, counts = verify(options.results, options.work_dir)
-    print(*problems, ", ".join(f"{count} {name}" for name, count in counts.items()), sep="\n")
+    problems, summary = verify(options.results, options.work_dir)
+    print(*problems, summary, sep="\n")
     return 1 if problems else 0
 
 

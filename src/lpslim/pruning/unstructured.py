@@ -11,8 +11,26 @@ from torch import Tensor, nn
 
 from lpslim.base.errors import UserError
 from lpslim.pruning.budget import Budget, removed_share
-from lpslim.pruning.cost import Cost, LayerCost, parameters
+from lpslim.pruning.cost import Cost, LayerCost, layer_costs, parameters
 from lpslim.pruning.units import regularised_weights
+
+
+def prune(
+    model: nn.Module, scored: Mapping[str, Tensor], example: Tensor, budget: Budget
+) -> tuple[Cost, Cost]:
+    """Set the weights that are smallest in ``scored`` (Z or W) to zero; return the cost before and after.
+
+    scored: parameter name -> tensor, of all weights of convolutions and linear layers.
+    """
+    layers, own = layer_costs(model, example), regularised_weights(model)
+    dense, prices = remaining(model, layers), dict.fromkeys(scored, 1.0)
+    amount = budget.ratio * sum(weight.numel() for weight in scored.values())
+    if budget.target_flops is not None:
+        prices, amount = positions(layers, list(scored)), budget.target_flops * dense.macs
+    elif budget.target_params is not None:
+        amount = removed_share(budget.target_params, dense.params) * dense.params
+    apply(model, smallest(scored, own, prices, amount))
+    return dense, remaining(model, layers)
 
 
 @torch.no_grad()
