@@ -21,12 +21,11 @@ from lpslim.pruning.units import Prunable, Units
 class Family(ABC):
     """Networks that are built, pruned and given pretrained weights in one way.
 
-    names: the networks of the family, or None where any name may be one. input: ``image`` (B, C, H, W) or
-    ``text``, tokens (B, 3, L). aliases: prefixes of names in public files of weights, and the networks' own.
+    names: the networks of the family, or None where any name may be one. aliases: prefixes of names in public
+    files of weights, and the networks' own.
     """
 
     names: tuple[str, ...] | None = None
-    input: str = "image"
     aliases: tuple[tuple[str, str], ...] = ()
 
     @abstractmethod

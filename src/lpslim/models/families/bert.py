@@ -35,8 +35,6 @@ class Classifier(nn.Module):
 class BertFamily(Family):
     """Encoders that :mod:`lpslim.models.encoders` knows by name."""
 
-    input = "text"
-
     def build(self, name: str, *, num_classes: int, configuration: Mapping[str, Any]) -> nn.Module:
         """Return a network with random weights; UserError as :func:`encoders.classifier`."""
         return Classifier(encoders.classifier(configuration, num_classes))
