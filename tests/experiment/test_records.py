@@ -67,13 +67,9 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert path == tmp_path / "records" / "table" / "row" / f"{KEY}.json"
     assert records.read(path) == record
     assert records.read_all(tmp_path) == [record]
+    assert record.epochs == {"baseline": 1}
     assert records.write(tmp_path, msgspec.structs.replace(record, seed=1)) == path
     assert records.read(path) == record  # never changed
-
-
-def test_a_record_tells_its_group_and_its_epochs():
-    record = msgspec.convert(sample(), Record)
-    assert (record.group, record.epochs) == (KEY, {"baseline": 1})
 
 
 def test_a_run_that_diverged_has_what_was_measured_before(tmp_path):

@@ -43,7 +43,7 @@ def test_the_same_config_and_seed_give_the_same_bits(run, tmp_path):
     assert here.weights == there.weights  # hashes of the networks
     for field in ("accuracy", "convergence", "channels"):
         assert getattr(here, field) == getattr(there, field)
-    assert here.group == other.group
+    assert here.groups == other.groups
     assert here.weights["baseline"] != other.weights["baseline"]
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lpslim.base import files, registry
+from lpslim.base import registry
 from lpslim.base.hashing import digest
 from lpslim.data.splits import Data
 from lpslim.experiment.config import Config, declared
@@ -38,20 +38,6 @@ class Step:
     def done(self) -> bool:
         """Whether the stage has been computed."""
         return self.folder.exists()
-
-    @property
-    def lock(self) -> Path:
-        """The file that a process locks while it computes the stage."""
-        return self.folder.with_suffix(".lock")
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of training, before scratch_b lengthens them; 0 for a stage that trains nothing."""
-        return int(self.depends_on.get("train", {}).get("epochs", 0))
-
-    def info(self) -> Info:
-        """Return what the finished stage says of itself."""
-        return files.read_json(self.folder / files.MANIFEST)
 
 
 def plan(config: Config, data: Data) -> dict[str, Step]:

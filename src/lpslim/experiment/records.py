@@ -97,7 +97,7 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: Count
     key: Key  # of the last stage
     stages: dict[Stage, Key]
-    groups: dict[Stage, Key]  # keys without the seed
+    groups: dict[Stage, Key]  # keys without the seed: equal of the runs of one table cell
     versions: dict[Stage, Positive]  # of the stages' code
     weights: dict[Stage, Sha256]  # of the stages' networks
     differs: dict[str, list[Any]]  # from the experiment file, if results do: key -> [the file's, the run's]
@@ -110,9 +110,7 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     curves: dict[Stage, Curve]
     seconds: dict[Stage, Seconds]  # wall time where computed
     environment: dict[str, str | int | bool | None]
-    diverged: Divergence | None = (
-        None  # where, if a loss was not finite: the rest is what was measured before
-    )
+    diverged: Divergence | None = None  # if a loss was not finite: the rest was measured before
 
     def __post_init__(self) -> None:
         """Refuse (ValueError) a record that lacks what tables need."""
@@ -127,11 +125,6 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         }.items():
             if is_so:
                 raise ValueError(fault)
-
-    @property
-    def group(self) -> str:
-        """Key of the last stage without the seed: equal in the runs of one table cell."""
-        return self.groups["finetune"]
 
     @property
     def epochs(self) -> Mapping[str, int]:

@@ -23,8 +23,6 @@ from lpslim.base.errors import DivergenceError, RunError, UserError
 from lpslim.experiment import keys, records, stages
 from lpslim.experiment.config import IGNORED_KEYS, Config, flat
 from lpslim.experiment.keys import Info, Step, plan
-from lpslim.experiment.records import Record
-from lpslim.experiment.stages import Run
 from lpslim.models import family as families
 from lpslim.models import storage
 from lpslim.pruning import criteria, unstructured
@@ -39,11 +37,10 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
     """Do the run that ``config`` (already checked) describes; return the path of its record, None if dry.
 
     Finished stages are found by their keys; a run whose record exists is not repeated.
-    experiment_file: the configuration of the run's experiment file without overrides; None without a file.
+    UserError: the data are not there, or the network cannot do what is asked. RunError: it diverged, or the
+    machine failed.
 
-    Raises:
-        UserError: the data are not there, or the network cannot do what is asked.
-        RunError: the run could not go on, or diverged.
+    experiment_file: the configuration of the run's experiment file without overrides; None without a file.
     """
     with distributed.fail_fast(but=(UserError, RunError)):
         runtime.make_accelerator(config.trainer)  # several processes find each other
@@ -76,23 +73,24 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
     return path
 
 
-def _load(config: Config) -> Run:
+def _load(config: Config) -> stages.Run:
     config = replace(config, trainer=runtime.resolved(config.trainer))
     load = registry.find("data.datasets", config.dataset.source).load
     data = load(config.dataset, Path(config.work_dir) / "data")
-    return Run(config, data, plan(config, data))
+    return stages.Run(config, data, plan(config, data))
 
 
-def _begin(run: Run, experiment_file: Config | None, folder: Path) -> dict[str, list[Any]]:
+def _begin(run: stages.Run, experiment_file: Config | None, folder: Path) -> dict[str, list[Any]]:
     """Check and print the plan, make the run's folder, and return what the record names as ``differs``."""
     config, steps = run.config, run.steps.values()
     _check(run)
     differs = _differences(run, experiment_file) if experiment_file else {}
+    epochs = {stage: train.epochs for stage, train in keys.trainings(config).items() if train.epochs}
     print(f"{config.name}, seed {config.seed}:")
     for step in steps:
-        epochs = f"  {step.epochs} epochs" if step.epochs else ""
-        print(f"  {step.name:<12} {step.key}  {'found' if step.done else 'to do'}{epochs}")
-    ahead = [step.epochs for step in steps if not step.done]
+        length = f"  {epochs[step.name]} epochs" if step.name in epochs else ""
+        print(f"  {step.name:<12} {step.key}  {'found' if step.done else 'to do'}{length}")
+    ahead = [epochs.get(step.name, 0) for step in steps if not step.done]
     print(f"  {len(steps) - len(ahead)} stages found, {len(ahead)} to do: {sum(ahead)} epochs")
     if not config.dry_run:
         for key in ("results_dir", "work_dir"):
@@ -101,7 +99,7 @@ def _begin(run: Run, experiment_file: Config | None, folder: Path) -> dict[str, 
     return differs
 
 
-def _check(run: Run) -> None:
+def _check(run: stages.Run) -> None:
     """Refuse, on an untrained network and before any work, what cannot be done (UserError)."""
     config, data, chosen, world = run.config, run.data, run.config.model, distributed.share().world
     for stage, train in keys.trainings(config).items():
@@ -127,7 +125,7 @@ def _check(run: Run) -> None:
         keys.regularizer(config)[0](model)
 
 
-def _differences(run: Run, experiment: Config) -> dict[str, list[Any]]:
+def _differences(run: stages.Run, experiment: Config) -> dict[str, list[Any]]:
     """Return key -> [the experiment file's, the run's] value; empty where both have the same group."""
     trainer = runtime.resolved(replace(experiment.trainer, device=run.config.trainer.device))
     experiment = replace(experiment, trainer=trainer)
@@ -170,14 +168,15 @@ def explained(planned: Iterable[Step]) -> Iterator[None]:
         elif isinstance(problem, OSError | SafetensorError):
             happened = f"{text}: free space, permit writing, or put back what is missing"
         elif type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = " ".join(text.splitlines()[:2])[:200]
-            happened = f"trainer.compile=true: {reason}; trainer.compile=false avoids it"
+            happened = (
+                f"trainer.compile=true: {' '.join(text.split())[:200]}; trainer.compile=false avoids it"
+            )
         else:
             raise
         raise RunError(f"{happened}\n{kept}") from problem
 
 
-def environment(run: Run) -> dict[str, str | int | bool | None]:
+def environment(run: stages.Run) -> dict[str, str | int | bool | None]:
     """Return the versions, machine and source revision that a record states."""
     versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
     machine = {"platform": platform.platform(terse=True), "machine": platform.machine()}
@@ -194,7 +193,7 @@ def _git(*arguments: str) -> str | None:
         return None  # installed from a package: there is no repository to name
 
 
-def _finish(run: Run, record: Record, folder: Path) -> None:
+def _finish(run: stages.Run, record: records.Record, folder: Path) -> None:
     """Fill the run's folder, then write the record."""
     config, last = run.config, run.steps["finetune"]
     if record.convergence:
@@ -204,11 +203,11 @@ def _finish(run: Run, record: Record, folder: Path) -> None:
         ignored = shutil.ignore_patterns(files.MANIFEST)
         shutil.copytree(last.folder, folder / "pruned", ignore=ignored, dirs_exist_ok=True)
         families.get(config.model.family).save_tokenizer(folder / "pruned", config.dataset.tokenizer)
-    with files.locked(last.lock):  # another run may be here with the same settings
+    with files.locked(last.folder.with_suffix(".lock")):  # another run may be here with the same settings
         records.write(Path(config.results_dir), record)
 
 
-def _report(record: Record, config: Config, places: str) -> None:
+def _report(record: records.Record, config: Config, places: str) -> None:
     """Print what a run gave (RunError: it diverged)."""
     title = f"{record.experiment}, seed {record.seed}: {record.method}"
     if where := record.diverged:

@@ -26,9 +26,7 @@ from lpslim.experiment.config import PROTOCOLS, Config
 from lpslim.experiment.keys import Info, Step
 from lpslim.models import family as families
 from lpslim.models import storage
-from lpslim.models.storage import Architecture
 from lpslim.pruning import budget, criteria, selection, unstructured
-from lpslim.pruning.budget import Candidates
 from lpslim.pruning.units import regularised_weights
 from lpslim.training.callbacks import Callback, MaskKeeper
 from lpslim.training.checkpoint import Checkpoint
@@ -55,7 +53,7 @@ class Run:
         """Folder of the network that is pruned."""
         return self.steps["sparsify" if "sparsify" in self.steps else "baseline"].folder
 
-    def candidates(self, model: nn.Module) -> Candidates:
+    def candidates(self, model: nn.Module) -> budget.Candidates:
         """Return what can be removed from the dense network ``model``."""
         config, example = self.config, example_input(self.data.shape)
         units = families.get(config.model.family).units(model, example)
@@ -72,7 +70,7 @@ def obtain(run: Run, stage: str) -> Info:
     """Find a stage or compute it; return what it says of itself (DivergenceError: a loss is not finite)."""
     step = run.steps[stage]
     checkpoint = Checkpoint(step.folder, run.config.trainer.checkpoint_minutes)
-    with _on_main(files.locked(step.lock)):
+    with _on_main(files.locked(step.folder.with_suffix(".lock"))):
         found = broadcast_from_main(lambda: _is_intact(step))
         try:
             if not found:
@@ -82,7 +80,7 @@ def obtain(run: Run, stage: str) -> Info:
             broadcast_from_main(checkpoint.clear)  # a second try must not go on there
             raise
         broadcast_from_main(checkpoint.clear)
-    info = broadcast_from_main(step.info)
+    info: Info = broadcast_from_main(lambda: files.read_json(step.folder / files.MANIFEST))
     for row in info.get("curve", []) if found else []:
         run.chart(stage, row)
     return info
@@ -167,7 +165,7 @@ def prune(run: Run, step: Step) -> Info:
     return {"cost": cost, "channels": channels, "accuracy": _measured(run, model)}
 
 
-def _kept(run: Run, candidates: Candidates) -> selection.Kept:
+def _kept(run: Run, candidates: budget.Candidates) -> selection.Kept:
     def scores(stage: str, norm: str) -> list[Tensor]:
         stored = load_file(run.steps[stage].folder / SCORES)
         return [selection.SCORE_NORMS[norm](stored[units.layer]) for units in candidates.units]
@@ -187,15 +185,15 @@ def finetune(run: Run, step: Step) -> Info:
         torch.manual_seed(derive_seed(config.seed, "weights from scratch"))
         model = architecture.build()
     if config.retrain == "scratch_b":  # for as many multiply-adds as the dense network's training
-        cost = parent.info()["cost"]
+        cost = files.read_json(parent.folder / files.MANIFEST)["cost"]
         longer = cost["dense"]["macs"] / cost["pruned"]["macs"]
     keeper = MaskKeeper(model) if config.granularity == "weights" else None
     return _train(run, step, model, architecture, keeper, longer)
 
 
 def _train(
-    run: Run, step: Step, model: nn.Module, architecture: Architecture, callback: Callback | None = None,
-    longer: float = 1.0,
+    run: Run, step: Step, model: nn.Module, architecture: storage.Architecture,
+    callback: Callback | None = None, longer: float = 1.0,
 ) -> Info:  # fmt: skip
     """Train a network as its stage is configured, and write it; one that is not trained is measured once."""
     config, curve = keys.trainings(run.config)[step.name], []

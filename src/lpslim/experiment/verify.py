@@ -12,7 +12,6 @@ from pathlib import Path
 from lpslim.base import files
 from lpslim.base.errors import UserError
 from lpslim.experiment import records
-from lpslim.experiment.records import NETWORK
 
 
 def verify(results: Path, work: Path) -> tuple[list[str], str]:
@@ -32,8 +31,8 @@ def verify(results: Path, work: Path) -> tuple[list[str], str]:
             folder = work / "stages" / stage.replace("layer_budget", "score") / key  # one store for both
             if folder not in faults:
                 faults[folder] = files.verify_manifest(folder) if folder.is_dir() else None
-            network = faults[folder] == "" and files.read_json(folder / files.MANIFEST)["files"].get(NETWORK)
-            if network and network != record.weights.get(stage, network):
+            stated = record.weights.get(stage) if faults[folder] == "" else None
+            if stated and stated != files.read_json(folder / files.MANIFEST)["files"].get(records.NETWORK):
                 problems.append(f"{path}: weights.{stage}: is not the network in {folder}")
     problems += [f"{folder}: {fault}" for folder, fault in faults.items() if fault]
     gone = list(faults.values()).count(None)
