@@ -29,14 +29,9 @@ class Done:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """A folder whose stages the tests of this session share."""
-    return tmp_path_factory.mktemp("pipeline")
-
-
-@pytest.fixture(scope="session")
-def run(shared):
-    """Do the tiny run with some overrides, in the shared folder or another."""
+def run(tmp_path_factory):
+    """Do the tiny run with some overrides, in a folder that all tests share or another."""
+    shared = tmp_path_factory.mktemp("pipeline")
 
     def go(*words: str, work: Path | None = None, file: Config | None = None) -> Done:
         config = configured(*TINY, *places(work or shared), *words)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lpslim.base.errors import RunError, UserError
 from lpslim.experiment.runner import execute
 from tests.composing import configured
 
@@ -41,10 +40,7 @@ def begin(*words: str, at_write: int | None = None, writes: Path | None = None) 
 def _live(words: tuple[str, ...], at_write: int | None, writes: Path | None) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     moments = die_at(at_write)
-    try:
-        execute(configured(*TINY, "trainer.checkpoint_minutes=0", *words), None)
-    except (RunError, UserError) as problem:
-        sys.exit(2 if isinstance(problem, UserError) else 1)
+    execute(configured(*TINY, "trainer.checkpoint_minutes=0", *words), None)
     if writes:
         writes.write_text(str(moments()))
 

@@ -21,7 +21,6 @@ from lpslim.experiment import records, runner, stages
 from lpslim.experiment.config import Config
 from lpslim.experiment.runner import execute
 from lpslim.pruning.cost import count
-from lpslim.training.schedule import RuntimeConfig
 from tests.composing import ROOT, configured
 from tests.experiment.dying import TINY, places
 
@@ -136,18 +135,12 @@ def test_a_loss_that_is_not_finite_is_recorded(run, tmp_path, caplog, capsys):
     assert (early.accuracy, early.channels, early.cost.dense) == ({}, {}, None)
 
 
-@pytest.mark.parametrize("harm", ["changed", "missing", "added", "edited"])
-def test_a_damaged_stage_is_set_aside_and_computed_anew(run, finished, unrecorded, caplog, harm):
+def test_a_damaged_stage_is_set_aside_and_computed_anew(run, finished, unrecorded, caplog):
     caplog.set_level(logging.INFO)
     folder = unrecorded / finished.folder("baseline").relative_to(finished.path.parents[3])
-    network, manifest = folder / "weights.safetensors", folder / "stage.json"
+    network = folder / "weights.safetensors"
     content = network.read_bytes()
-    {
-        "changed": lambda: network.write_bytes(content[:-1] + bytes([content[-1] ^ 4])),
-        "missing": network.unlink,
-        "added": (folder / "notes.txt").touch,
-        "edited": lambda: manifest.write_text(manifest.read_text().replace('"curve"', '"curves"')),
-    }[harm]()
+    network.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
     assert run(BUDGET, work=unrecorded).record.accuracy == finished.record.accuracy
     assert (network.read_bytes(), files.verify_manifest(folder)) == (content, "")
     assert len(list(folder.parent.glob(f"{folder.name}.damaged-*"))) == 1
@@ -178,7 +171,7 @@ def test_failures_of_the_machine_are_explained(action, said):
 
 
 @pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left", "x"), KeyboardInterrupt()])
-def test_a_stopped_run_says_what_is_kept(run, finished, unrecorded, monkeypatch, capsys, problem):
+def test_a_stopped_run_says_what_is_kept(run, unrecorded, monkeypatch, capsys, problem):
     def fail(run, stage, obtain=stages.obtain):
         if stage == "finetune":
             raise problem
@@ -191,15 +184,12 @@ def test_a_stopped_run_says_what_is_kept(run, finished, unrecorded, monkeypatch,
     happened, kept = (str(stopped.value) or capsys.readouterr().err.strip()).splitlines()[-2:]
     assert "No space left: 'x'" in happened or happened == "interrupted"
     assert kept == "kept: baseline, sparsify, score, prune; the same command goes on"
-    monkeypatch.undo()
-    assert run(BUDGET, work=unrecorded).record.accuracy == finished.record.accuracy
 
 
 def test_the_environment_states_the_source():
     def git(*words):
         return subprocess.check_output(["git", *words], cwd=ROOT, text=True).strip()
 
-    found = runner.environment(SimpleNamespace(config=Config(trainer=RuntimeConfig(device="cpu"))))
-    assert (found["device"], found["processes"]) == ("cpu", 1)
-    assert found["commit"] == git("rev-parse", "HEAD")
-    assert found["dirty"] == bool(git("status", "--porcelain", "--", "src", "conf", "run.py"))
+    stated = runner.environment(SimpleNamespace(config=Config()))
+    assert stated["commit"] == git("rev-parse", "HEAD")
+    assert stated["dirty"] == bool(git("status", "--porcelain", "--", "src", "conf", "run.py"))

@@ -1,41 +1,17 @@
-"""Pipeline: stages are computed once and reused, every option runs, results are exact and repeatable."""
+"""Pipeline: every option runs, results are exact and repeatable."""
 
 import pytest
 import torch
 
 import lpslim
 from lpslim.base import registry
-from lpslim.experiment import stages
 from lpslim.experiment.statistics import summary
 from lpslim.models import storage
-from lpslim.pruning.cost import count
 
 BUDGET = "target_flops=0.5"
 NO_ADMM = ("regularizer=none", BUDGET)
 TEXT = ("dataset=toy_text", "model=bert_tiny", "baseline.epochs=1", "regularizer.train.epochs=1",
         "finetune.epochs=1")  # fmt: skip
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """The stages that are trained from now on."""
-    names = []
-    fit = stages.fit
-
-    def spy(*arguments, stage, **named):
-        names.append(stage)
-        return fit(*arguments, stage=stage, **named)
-
-    monkeypatch.setattr(stages, "fit", spy)
-    return names
-
-
-def test_runs_that_differ_late_share_their_early_stages(run, trained):
-    run("ratio=0.3")
-    trained.clear()
-    one, other = run("ratio=0.4").record, run("ratio=0.6").record
-    assert trained == ["finetune", "finetune"]
-    assert one.cost.flops_drop < other.cost.flops_drop
 
 
 def test_the_same_config_and_seed_give_the_same_bits(run, tmp_path):
@@ -52,8 +28,6 @@ def test_every_criterion_meets_the_target_from_one_baseline(run, criterion):
     done = run(*NO_ADMM, f"criterion={criterion}")
     assert abs(done.record.cost.flops_drop - 50) <= 0.3
     assert done.record.stages["baseline"] == run(*NO_ADMM).record.stages["baseline"]
-    network = count(lpslim.load(done.folder("finetune")), torch.zeros(1, 1, 8, 8))
-    assert (network.macs, network.params) == (done.record.cost.pruned.macs, done.record.cost.pruned.params)
 
 
 @pytest.mark.parametrize("retrain", ["finetune", "scratch_e", "scratch_b"])
@@ -70,18 +44,14 @@ def test_every_way_of_retraining(run, retrain):
 @pytest.mark.parametrize(
     "words",
     [
-        ("regularizer=bn_l1",),
-        ("M=null",),
-        ("p=0", "ratio=0.6"),
+        ("regularizer=bn_l1",), ("M=null",), ("p=0", "ratio=0.6"), ("trainer.precision=bf16",),
         ("regularizer.form=norm", "criterion.score_norm=raw"),
         ("regularizer.updates_per_epoch=4", "criterion.weights=W"),
         ("target_params=0.5", "criterion.score_norm=uniform"),
-        ("trainer.channels_last=false", "schedule=step"),
-        ("trainer.precision=bf16",),
-        ("round_to=8", "protected=['features.1*']"),
+        ("trainer.channels_last=false", "schedule=step"), ("round_to=8", "protected=['features.1*']"),
     ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_every_other_option_runs_and_is_recorded(run, words):
     record = run(*words).record
     assert 0 < record.cost.params_drop < 100
@@ -106,22 +76,20 @@ def test_a_control_has_the_widths_of_another_criterion_and_its_own_channels(run)
 def test_single_weights_stay_zero_through_the_fine_tune(run, budget):
     done = run("granularity=weights", budget)
     cost, before, after = done.record.cost, done.weights("prune"), done.weights()
-    matrices = [name for name, value in before.items() if name.endswith("weight") and value.ndim > 1]
-    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in matrices)
-    zeros = sum(int((before[name] == 0).sum()) for name in matrices)
-    share = 100 * zeros / sum(before[name].numel() for name in matrices)
+    matrices = {name: value for name, value in before.items() if value.ndim > 1}
+    assert all(torch.equal(value == 0, after[name] == 0) for name, value in matrices.items())
+    zeros = sum(int((value == 0).sum()) for value in matrices.values())
+    share = 100 * zeros / sum(value.numel() for value in matrices.values())
     reached = {"target_params": cost.params_drop, "target_flops": cost.flops_drop, "ratio": share}
     assert reached[budget.partition("=")[0]] == pytest.approx(60, abs=0.1)
     assert cost.dense.params - cost.pruned.params == zeros
     assert done.record.channels == {}
 
 
-def test_stages_that_train_nothing_are_measured_once(run, tmp_path, trained):
+def test_stages_that_train_nothing_are_measured_once(run, tmp_path):
     first = run(BUDGET)
-    trained.clear()
     weights = f"model.weights={first.folder('baseline')}/weights.safetensors"
     done = run(weights, "baseline.epochs=0", "finetune.epochs=0", *NO_ADMM, work=tmp_path)
-    assert trained == []
     accuracy, networks = done.record.accuracy, done.record.weights
     assert networks["baseline"] == first.record.weights["baseline"]
     assert networks["prune"] == networks["finetune"]
