@@ -15,7 +15,6 @@ ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
               "--main_process_port", "0")  # fmt: skip
 TEXT = ("model=bert_tiny", "dataset=toy_text", "target_params=0.4", "baseline.epochs=1",
         "regularizer.train.epochs=1", "finetune.epochs=1")  # fmt: skip
-TINY = ("model=vgg_small", "debug=tiny")
 
 
 def run(folder, launcher, *words):
@@ -34,6 +33,7 @@ def test_two_processes_measure_what_one_measures_and_record_it_once(tmp_path):
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert second.stdout.count("finetune epoch 1/1: ") == 1
     assert (record.stages, record.channels) == (alone.stages, alone.channels)
+    assert (record.environment["processes"], alone.environment["processes"]) == (2, 1)
     for stage, curve in alone.curves.items():
         assert record.curves[stage].train_loss == pytest.approx(curve.train_loss, abs=2e-4)
         assert record.curves[stage].test_accuracy == pytest.approx(curve.test_accuracy, abs=2e-4)
@@ -41,14 +41,9 @@ def test_two_processes_measure_what_one_measures_and_record_it_once(tmp_path):
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
-def test_accelerate_starts_them_as_well(tmp_path):
-    done, record = run(tmp_path, ACCELERATE, *TINY)
-    assert done.returncode == 0, done.stderr
-    assert record.environment["processes"] == 2
-
-
 def test_a_batch_that_cannot_be_shared_is_refused_before_any_work(tmp_path):
-    done, record = run(tmp_path, TORCHRUN, *TINY, "regularizer.train.batch_size=127")
-    assert (done.returncode, record) == (1, None)  # torchrun's own code
+    words = ("model=vgg_small", "debug=tiny", "regularizer.train.batch_size=127")
+    done, record = run(tmp_path, ACCELERATE, *words)
+    assert (done.returncode, record) == (1, None)  # the launcher's own code
     assert done.stderr.count("error: regularizer.train.batch_size=127: ") == 1
     assert not (tmp_path / "outputs" / "stages").exists()

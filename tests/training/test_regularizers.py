@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from lpslim.base import registry
 from lpslim.base.errors import UserError
 from lpslim.sparsity.penalties.lp import Lp
 from lpslim.training.callbacks import Callback
@@ -50,19 +49,16 @@ def test_the_admm_in_the_loop_is_the_reference():
         torch.testing.assert_close(z, exact.float(), atol=1e-5, rtol=1e-4)
         assert torch.equal(z == 0, exact == 0)
     assert any((z == 0).any() for z in reference.Z)
-    assert [row["iteration"] for row in found.convergence] == [1, 2, 3, 4, 5, 6]
-    assert [row["epoch"] for row in found.convergence] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
-    gaps = [
-        layer.weight.detach().double() - z for layer, z in zip(reference.layers, reference.Z, strict=True)
-    ]
+    gaps = [layer.weight.double() - z for layer, z in zip(reference.layers, reference.Z, strict=True)]
     primal = sum(gap.pow(2).sum() for gap in gaps).sqrt().item()
     assert found.convergence[-1]["primal"] == pytest.approx(primal, rel=1e-4)
 
 
-@pytest.mark.parametrize(("updates", "expected"), [(1, [4, 8, 12]), (3, [2, 3, 4, 6, 7, 8, 10, 11, 12])])
-def test_outer_iterations_end_at_equal_parts_of_an_epoch(updates, expected):
+@pytest.mark.parametrize(("updates", "ends"), [(1, [4, 8, 12]), (3, [2, 3, 4, 6, 7, 8, 10, 11, 12])])
+def test_outer_iterations_end_at_equal_parts_of_an_epoch(updates, ends):
     found = trained(lambda model: admm.build(model, **KNOBS | {"updates_per_epoch": updates}))[2]
-    assert [row["epoch"] * STEPS for row in found.convergence] == expected
+    rows = [(row["iteration"], row["epoch"] * STEPS) for row in found.convergence]
+    assert rows == list(enumerate(ends, 1))
 
 
 def test_bn_l1_adds_the_sign_of_every_scale_and_nothing_at_zero():
@@ -76,15 +72,8 @@ def test_bn_l1_adds_the_sign_of_every_scale_and_nothing_at_zero():
     assert all((p.grad == 3.0).all() for p in model.parameters() if p is not model[1].weight)
 
 
-@pytest.mark.parametrize(
-    ("name", "model", "lacks"),
-    [
-        ("admm", nn.Sequential(nn.BatchNorm2d(3)), "linear"),
-        ("bn_l1", nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(3, affine=False)), "batch-norm"),
-    ],
-)
-def test_a_network_without_what_it_acts_on_is_refused(name, model, lacks):
-    module = registry.find("training.regularizers", name)
-    arguments = registry.arguments(module.build, {"model": model, **KNOBS}, {}, "regularizer.options")
-    with pytest.raises(UserError, match=rf"regularizer\.name={name}.*{lacks}"):
-        module.build(**arguments)
+def test_a_network_without_what_it_acts_on_is_refused():
+    with pytest.raises(UserError, match=r"regularizer\.name=admm.*linear"):
+        admm.build(nn.Sequential(nn.BatchNorm2d(3)), **KNOBS)
+    with pytest.raises(UserError, match=r"regularizer\.name=bn_l1.*batch-norm"):
+        bn_l1.build(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(3, affine=False)), lamb=LAMB)

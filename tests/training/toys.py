@@ -11,7 +11,7 @@ from lpslim.data.images import TensorSplit, image_data
 from lpslim.data.splits import WHOLE, Data
 from lpslim.sparsity.penalties.lp import Lp
 from lpslim.training import distributed
-from lpslim.training.callbacks import Callback
+from lpslim.training.callbacks import Callback, MaskKeeper
 from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.loop import fit
 from lpslim.training.regularizers import admm
@@ -28,7 +28,9 @@ class KilledError(Exception):
 class Killing(Checkpoint):
     """Checkpoint after every step, which kills the training where one save more than ``left`` is due."""
 
-    left = 0
+    def __init__(self, stage_folder, left):
+        super().__init__(stage_folder, 0)
+        self.left = left
 
     def save(self, state):
         if not self.left:
@@ -50,12 +52,8 @@ class Broken(nn.Module):
 
     def __init__(self, at, rank=0):
         super().__init__()
-        self.inner, self.calls, self.at, self.rank = (
-            nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
-            0,
-            at,
-            rank,
-        )
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        self.calls, self.at, self.rank = 0, at, rank
 
     def forward(self, images):
         self.calls += 1
@@ -95,6 +93,14 @@ def trained(
 def sparse(model: nn.Module) -> Callback:
     """Return an ADMM that some weights of the toy network give in to."""
     return admm.build(model, Lp(p=5, M=1), lamb=1e-2, rho=1e-1, form="squared", updates_per_epoch=2)
+
+
+def masked(model: nn.Module) -> Callback:
+    """Set half of the weights to zero, and keep them there."""
+    with torch.no_grad():
+        for weight in (model[0].weight, model[-1].weight):
+            weight.mul_(weight.abs() > weight.abs().median())
+    return MaskKeeper(model)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
