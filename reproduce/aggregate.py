@@ -107,6 +107,13 @@ def filter_outdated(records: Sequence[Record], keep: bool) -> tuple[list[Record]
     return [record for record, reason in zip(records, reasons, strict=True) if keep or not reason], remarks
 
 
+def with_protocol(records: Sequence[Record], protocol: str) -> tuple[list[Record], list[str]]:
+    """Return the records that have accuracies under a protocol, and remarks on those left out."""
+    shown = [record for record in records if all(protocol in by for by in record.accuracy.values())]
+    lacking = sorted({record.experiment for record in records} - {record.experiment for record in shown})
+    return shown, [f"Left out: {name} (no validation split, so no protocol={protocol})" for name in lacking]
+
+
 def run_command(experiment: str) -> str:
     """Return the command that measures an experiment as its file says."""
     seeds = "0,1,2,3,4" if experiment in FIVE_SEEDS else "0,1,2"

@@ -15,7 +15,7 @@ from lpslim.base.hashing import canonical
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import plots, published
-from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug
+from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
 from reproduce.compare import is_original
 from reproduce.names import PROTOCOL, named, shared
 from reproduce.plots import ADMM, NEAR, Series, literal
@@ -107,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
     options = parser.parse_args(arguments)
     try:
-        shown, remarks = filter_outdated(records.read_all(options.results), options.outdated)
+        shown, old = filter_outdated(records.read_all(options.results), options.outdated)
+        shown, lacking = with_protocol(shown, options.protocol)
+        remarks = [*old, *lacking]
         with matplotlib.style.context(STYLE):
             for name, figure in figures(shown, options.protocol).items():
                 for form in FORMATS:

@@ -11,7 +11,7 @@ from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import markup, published
-from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug
+from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
 from reproduce.compare import BAND, BANDS, Claim, claims
 from reproduce.markup import Line, escaped
 from reproduce.names import PROTOCOL, named
@@ -79,7 +79,8 @@ def documents(
 ) -> tuple[dict[str, str], str, str]:
     """Return ``{path below results: content}`` of tables and index page, README's block, and a summary."""
     shown, old = filter_outdated(found, outdated)
-    remarks = [f"- {escaped(text)}\n" for text in old]
+    shown, lacking = with_protocol(shown, protocol)
+    remarks = [f"- {escaped(text)}\n" for text in (*old, *lacking)]
     runs: dict[str, list[Record]] = {}
     for record in shown:
         runs.setdefault(record.experiment, []).append(record)

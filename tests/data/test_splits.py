@@ -24,6 +24,12 @@ def test_validation_is_fixed_and_disjoint_from_training_and_both_hold_a_sample()
     assert "1 sample to train on; expected at least 2" in refusal(hold_out, 1, 0.5)
 
 
+def test_a_fraction_of_nothing_leaves_all_samples_to_train_on():
+    train, val = hold_out(3, 0)
+    assert (train.tolist(), val.tolist()) == ([0, 1, 2], [])
+    assert torch.equal(torch.ones(3)[val], torch.ones(0))
+
+
 @given(sizes, worlds)
 def test_the_shares_of_a_count_are_all_of_it_and_differ_by_one_at_most(count, world):
     parts = [range(count)[Share(rank, world).of(count)] for rank in range(world)]

@@ -5,6 +5,8 @@ import torch
 
 import lpslim
 from lpslim.base import registry
+from lpslim.base.errors import UserError
+from lpslim.experiment import stages, sweep
 from lpslim.experiment.statistics import summary
 from lpslim.models import storage
 
@@ -28,6 +30,17 @@ def test_every_criterion_meets_the_target_from_one_baseline(run, criterion):
     done = run(*NO_ADMM, f"criterion={criterion}")
     assert abs(done.record.cost.flops_drop - 50) <= 0.3
     assert done.record.stages["baseline"] == run(*NO_ADMM).record.stages["baseline"]
+
+
+@pytest.mark.parametrize("words", [(), TEXT])
+def test_without_a_validation_split_all_is_trained_on_and_nothing_says_val(run, words):
+    record, usual = (run(*words, *more).record for more in (("dataset.val_fraction=0",), ()))
+    assert (record.data.train, record.data.val) == (usual.data.train + usual.data.val, 0)
+    assert {tuple(sorted(accuracy)) for accuracy in record.accuracy.values()} == {("last", "paper")}
+    assert {len(curve.val_accuracy) for curve in record.curves.values()} == {0}
+    assert {len(curve.test_accuracy) for curve in record.curves.values()} == {1}
+    with pytest.raises(UserError, match=r"val_accuracy: needs a dataset\.val_fraction above 0"):
+        sweep.val_accuracy(record)
 
 
 @pytest.mark.parametrize("retrain", ["finetune", "scratch_e", "scratch_b"])

@@ -62,6 +62,11 @@ def record(experiment: str = "adhoc", seed: int = 0, **changes: Any) -> Record:
         },
         "seconds": {"baseline": 1.0}, "environment": {"commit": None}, **fields,
     }  # fmt: skip
+    if not data["val"]:
+        for accuracy in content["accuracy"].values():
+            del accuracy["val"]
+        for curve in content["curves"].values():
+            curve["val_accuracy"] = []
     return msgspec.convert({"key": content["stages"]["finetune"], **content}, Record)
 
 

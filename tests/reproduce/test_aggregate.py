@@ -6,7 +6,16 @@ import pytest
 
 from lpslim.base.errors import UserError
 from lpslim.experiment.records import VERSIONS
-from reproduce.aggregate import best, by_pair, filter_outdated, grouped, outdated, run_command, slug
+from reproduce.aggregate import (
+    best,
+    by_pair,
+    filter_outdated,
+    grouped,
+    outdated,
+    run_command,
+    slug,
+    with_protocol,
+)
 from tests.reproduce import synthetic
 
 
@@ -72,3 +81,11 @@ def test_outdated_records_are_left_out_and_named():
     assert run_command(name).endswith("seed=0,1,2,3,4")  # a small development set
     assert filter_outdated(found, keep=True)[0] == found
     assert filter_outdated(shown, keep=False) == (shown, [])
+
+
+def test_runs_without_a_validation_split_are_left_out_where_it_decides():
+    runs = [synthetic.record("a"), synthetic.record("b", data={"val": 0})]
+    assert with_protocol(runs, "last") == (runs, [])
+    shown, remarks = with_protocol(runs, "val")
+    assert shown == runs[:1]
+    assert remarks == ["Left out: b (no validation split, so no protocol=val)"]

@@ -56,7 +56,8 @@ class Data:
     """A data set: its splits, its task, and its identity in records.
 
     source: of the samples; fingerprint: their hash. num_classes: outputs; 1 for a regression. shape: of one
-    input, (C, H, W), or (3, greatest length). reading: what shapes the batches beside the fingerprint.
+    input, (C, H, W), or (3, greatest length). val: may be empty. reading: what shapes the batches beside the
+    fingerprint.
     """
 
     name: str
@@ -79,9 +80,13 @@ class Data:
 def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:
     """Return (training, validation) indices of ``count`` samples, sorted, at least one each.
 
+    With ``fraction`` 0 all are for training, and none for validation.
+
     They depend on the arguments alone, not on a run's seed: all runs validate on the same samples.
     UserError if there are fewer than two.
     """
+    if not fraction:
+        return torch.arange(count), torch.arange(0)
     if count < 2:
         raise UserError(f"dataset: {count} sample to train on; expected at least 2, one for validation")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))

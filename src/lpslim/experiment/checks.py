@@ -59,6 +59,12 @@ def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
         yield _fault("dataset.image_size", config.dataset.image_size, "a multiple of 8 for the digits")
     if config.regularizer.name != "none" and not config.regularizer.train.epochs:
         yield _fault("regularizer.train.epochs", 0, "1 or more, or regularizer=none")
+    if config.protocol == "val" and not config.dataset.val_fraction:
+        yield _fault(
+            "protocol", "val", "last or paper with dataset.val_fraction=0, which leaves no such split"
+        )
+    elif config.protocol == "val" and config.model.weights and config.model.input == "image":
+        yield _fault("protocol", "val", "last or paper with model.weights, which have seen the images of val")
     if config.retrain != "finetune" and not config.baseline.epochs and config.scratch.epochs is None:
         yield _fault("scratch.epochs", None, "1 or more with baseline.epochs=0")
     given, defaults = ({key: value for key, value, _ in schema.declared(c)} for c in (config, Config()))

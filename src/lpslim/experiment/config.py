@@ -80,7 +80,7 @@ class Dataset:
     download: bool = key(False, ignored=True)
     image_size: int = key(32, between(1, 4096, "pixels"))
     rgb: bool = False  # repeats grey images in three channels
-    val_fraction: float = key(0.1, SHARE)
+    val_fraction: float = key(0.1, BELOW_ONE)  # 0: all images are trained on, and there is no such split
     crop_padding: int = key(0, between(0, 4096, "pixels"))
     flip: bool = False
     workers: int = key(4, between(0, 1024, "processes"), ignored=True)  # Data.reading tells what they shape

@@ -38,7 +38,7 @@ Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Percent = Annotated[float, Meta(ge=-100, le=100)]  # a correlation may be negative
 Drop = Annotated[float, Meta(le=100)]  # a network may also grow
-Accuracy = Annotated[dict[Protocol, Percent], Meta(min_length=len(PROTOCOLS))]  # of every protocol
+Accuracy = dict[Protocol, Percent]  # of every protocol; of val if there is a validation split
 
 
 class Size(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +71,7 @@ class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Curve(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Training of one stage, a value per epoch; accuracies in percent."""
+    """Training of one stage, a value per epoch; accuracies in percent, of an empty validation split none."""
 
     train_loss: list[float]
     val_accuracy: list[Percent]
@@ -116,12 +116,16 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Refuse (ValueError) a record that lacks what tables need."""
         stages, model, ended = self.stages.keys(), self.config.get("model"), not self.diverged
         measured = {"baseline", "prune", "finetune"} <= self.accuracy.keys()
+        protocols = {*PROTOCOLS} if self.data.val else {*PROTOCOLS} - {"val"}
         for fault, is_so in {
             "stages.finetune: is not the record's key": self.stages.get("finetune") != self.key,
             "groups, versions: not of all stages": not stages == self.groups.keys() == self.versions.keys(),
             "config.model.name: missing": not isinstance(model, dict) or "name" not in model,
             "cost: needs dense, pruned and both drops": ended and None in msgspec.structs.astuple(self.cost),
             "accuracy: needs baseline, prune and finetune": ended and not measured,
+            "accuracy: must hold last, paper, and val with a validation split": any(
+                accuracy.keys() != protocols for accuracy in self.accuracy.values()
+            ),
         }.items():
             if is_so:
                 raise ValueError(fault)
@@ -197,8 +201,8 @@ def make_record(
         "accuracy": {stage: info["accuracy"] for stage, info in infos.items() if "accuracy" in info},
         "channels": infos.get("prune", {}).get("channels", {}),
         "convergence": infos.get("sparsify", {}).get("convergence", []),
-        "curves": {s: {name: [round(row[name], DIGITS) for row in rows] for name in Curve.__struct_fields__}
-                   for s, rows in curves.items()},
+        "curves": {s: {name: [round(row[name], DIGITS) for row in rows if name in row]
+                       for name in Curve.__struct_fields__} for s, rows in curves.items()},
         "seconds": {stage: round(info["seconds"], 1) for stage, info in infos.items()},
     }  # fmt: skip
     return msgspec.convert({**content, **fields}, Record)

@@ -209,11 +209,11 @@ def _train(
 
 
 def _measured(run: Run, model: nn.Module) -> dict[str, float]:
-    """Return the accuracy of a network that is not trained: the same under every protocol."""
+    """Return the accuracy of a network that is not trained: the same under every protocol there is."""
     device = torch.device(run.config.trainer.device)
     accuracy = evaluate(model.to(device), run.data.test.to(device), task=run.data.task)["accuracy"]
     model.to("cpu")
-    return dict.fromkeys(PROTOCOLS, accuracy)
+    return {protocol: accuracy for protocol in PROTOCOLS if protocol != "val" or len(run.data.val)}
 
 
 def _scored(run: Run) -> nn.Module:

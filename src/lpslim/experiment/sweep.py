@@ -18,8 +18,18 @@ from lpslim.experiment import records
 from lpslim.experiment.records import Record
 
 LOST = "killed or stopped before its end; the same command goes on"
+
+
+def val_accuracy(record: Record) -> float:
+    """Return the fine-tuned network's accuracy on the validation split in percent (UserError: has none)."""
+    if not (curve := record.curves["finetune"].val_accuracy):
+        key = "hydra.callbacks.objective.measures=val_accuracy"
+        raise UserError(f"{key}: needs a dataset.val_fraction above 0")
+    return curve[-1]
+
+
 MEASURES: Mapping[str, Callable[[Record], float]] = {
-    "val_accuracy": lambda record: record.curves["finetune"].val_accuracy[-1],
+    "val_accuracy": val_accuracy,
     "params": lambda record: record.cost.pruned.params,  # type: ignore[union-attr]  # None if it diverged
     "macs": lambda record: record.cost.pruned.macs,  # type: ignore[union-attr]
 }

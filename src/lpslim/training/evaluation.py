@@ -48,11 +48,13 @@ def _float32() -> Iterator[None]:
 
 
 def summarise(curve: list[dict[str, float]]) -> dict[str, float]:
-    """Return the test accuracy of a training curve by protocol.
+    """Return the test accuracy of a training curve by protocol; no ``val`` without a validation split.
 
     ``last``: after the last epoch. ``val``: at the first epoch that is best on the validation split.
     ``paper``: best of all epochs on the test split, as most published tables have it; biased upwards.
     """
-    best = max(curve, key=lambda row: row["val_accuracy"])
-    highest = max(row["test_accuracy"] for row in curve)
-    return {"last": curve[-1]["test_accuracy"], "val": best["test_accuracy"], "paper": highest}
+    accuracies = [row["test_accuracy"] for row in curve]
+    result = {"last": accuracies[-1], "paper": max(accuracies)}
+    if "val_accuracy" in curve[0]:
+        result["val"] = max(curve, key=lambda row: row["val_accuracy"])["test_accuracy"]
+    return result

@@ -104,9 +104,9 @@ def fit(
 ) -> list[dict[str, float]]:  # fmt: skip
     """Train ``model`` in place, leave it on the CPU, and return one row of measurements per epoch.
 
-    Rows hold epoch (from 1), lr, train_loss, val_accuracy, test_accuracy (the task's metric in percent),
-    test_loss and seconds; ``after_epoch`` is called with each, also with those from before a checkpoint.
-    Several processes must call this together.
+    Rows hold epoch (from 1), lr, train_loss, val_accuracy (unless that split is empty), test_accuracy (the
+    task's metric in percent), test_loss and seconds; ``after_epoch`` is called with each, also with those
+    from before a checkpoint. Several processes must call this together.
 
     Raises:
         DivergenceError: a loss is not finite.
@@ -160,18 +160,21 @@ def fit(
                 if checkpoint and distributed.broadcast_from_main(lambda: checkpoint.due):
                     state.save(checkpoint)
         broadcast(list(model.buffers()))  # such as the statistics of batch-norm
-        val, test = (evaluate(model, part, task=data.task, share=share) for part in (data.val, data.test))
-        state.check([val["loss"] + test["loss"]])  # finite if both are
+        splits = {"val": data.val, "test": data.test}
+        scores = {name: evaluate(model, split, task=data.task, share=share)
+                  for name, split in splits.items() if len(split)}  # fmt: skip
+        state.check([sum(score["loss"] for score in scores.values())])  # finite if all are
+        accuracies = {f"{name}_accuracy": score["accuracy"] for name, score in scores.items()}
         row = {"epoch": state.epoch + 1, "lr": optimizer.param_groups[0]["lr"],
-               "train_loss": float(state.loss_sum) / steps, "val_accuracy": val["accuracy"],
-               "test_accuracy": test["accuracy"], "test_loss": test["loss"],
-               "seconds": time.perf_counter() - began}  # fmt: skip
+               "train_loss": float(state.loss_sum) / steps, **accuracies,
+               "test_loss": scores["test"]["loss"], "seconds": time.perf_counter() - began}  # fmt: skip
         state.curve.append(row)
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         after_epoch(row)
         if distributed.is_main():
-            rest = f"val {val['accuracy']:.2f} %, test {test['accuracy']:.2f} %, {row['seconds']:.0f} s"
-            log.info(f"{stage} epoch {state.epoch}/{config.epochs}: loss {row['train_loss']:.4f}, {rest}")
+            rest = "".join(f"{name} {score['accuracy']:.2f} %, " for name, score in scores.items())
+            head = f"{stage} epoch {state.epoch}/{config.epochs}: loss {row['train_loss']:.4f}"
+            log.info(f"{head}, {rest}{row['seconds']:.0f} s")
     bar.close()
     model.to("cpu")
     return state.curve

@@ -91,7 +91,7 @@ class BertFamily(Family):
     def check(self, model: Any, data: Any) -> None:
         """Raise UserError for texts in the tokens of another vocabulary."""
         size = model.transformer.config.vocab_size
-        last = max(int(split.ids.max()) for split in (data.train, data.val, data.test))
+        last = max(int(split.ids.max()) for split in (data.train, data.val, data.test) if len(split.ids))
         if last >= size:
             raise UserError(f"dataset.tokenizer: has a token {last}; the network's vocabulary has {size}")
 
