@@ -90,3 +90,11 @@ def test_bad_folders_and_sizes_are_refused(root):
     (root / "val" / "other").rename(root / "val" / CLASSES[1])
     (root / "train" / CLASSES[0] / "0.png").write_bytes(b"not an image")
     assert refusal(load, root).startswith(f"{root}/train/{CLASSES[0]}/0.png: cannot be read as an image")
+
+
+def test_streamed_images_take_another_normalisation(root):
+    data = load(root)
+    other = data.normalised((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert other.reading == {**data.reading, "mean": [0.5] * 3, "std": [0.25] * 3}
+    ((images, _),) = other.test.eval_batches(6)
+    torch.testing.assert_close(images[1, :, 4, 4], (torch.tensor([20, 0, 7]) / 255 - 0.5) / 0.25)

@@ -7,7 +7,8 @@ import torchvision.transforms.functional as TF
 
 from lpslim.data.images import TensorSplit, image_data, pixel_statistics
 from lpslim.data.splits import hold_out
-from tests.data.making import noise, settings
+from lpslim.models.weights import IMAGENET
+from tests.data.making import noise, refusal, settings
 
 
 def plain_split(images, **augmentation):
@@ -85,3 +86,16 @@ def test_splits_share_the_statistics_of_the_images_trained_on(tmp_path):
     for part in (data.train, data.val, data.test):
         assert torch.equal(part.mean, mean)
         assert (part.crop_padding, part.flip) == ((3, True) if part is data.train else (0, False))
+
+
+def test_another_normalisation_holds_for_every_split_and_is_told(tmp_path):
+    images, labels = noise(10, 4, 4), torch.arange(10)
+    data = image_data(settings(tmp_path), "here", "0", 10, (images, labels), (images, labels))
+    other = data.normalised(*IMAGENET)
+    assert data.reading == {}
+    assert other.reading == {"mean": list(IMAGENET[0]), "std": list(IMAGENET[1])}
+    assert torch.equal(other.train.mean, other.val.std * 0 + other.test.mean)
+    ((inputs, _),) = other.test.eval_batches(10)
+    slow = torch.stack([TF.normalize(TF.to_tensor(image.numpy()), *IMAGENET) for image in images])
+    torch.testing.assert_close(inputs, slow)
+    assert "images of 1 channels, not for (3, 4, 4)" in refusal(data.normalised, [0.5], [0.5])

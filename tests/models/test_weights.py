@@ -1,8 +1,7 @@
 """Pretrained weights: the wrappings that are understood, what does not fit, published ones."""
 
 from argparse import Namespace
-from types import SimpleNamespace
-from unittest.mock import Mock
+from hashlib import sha256
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from lpslim.base.errors import UserError
 from lpslim.models import family as families
 from lpslim.models import weights
+from lpslim.models.weights import IMAGENET, Published
 
 RESNETS = families.get("resnet_cifar")
 
@@ -105,27 +105,107 @@ def test_identity_is_the_hash_of_a_file_or_the_published_name(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     one, other = (RESNETS.weights_identity("resnet20", str(tmp_path / name)) for name in "ab")
     assert one == other == "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-    identity = families.get("torchvision").weights_identity("resnet50", "DEFAULT")
-    assert identity == "ResNet50_Weights.IMAGENET1K_V2"
+    names = {"DEFAULT": "ResNet50_Weights.IMAGENET1K_V2", "public": "ResNet50_Weights.IMAGENET1K_V1"}
+    for name, full in names.items():
+        assert families.get("torchvision").weights_identity("resnet50", name) == full
+    assert RESNETS.weights_identity("resnet20", "public") == "resnet20-12fca82f.th"
 
 
-def test_an_unknown_source_is_refused_with_what_there_is():
-    with pytest.raises(UserError, match=r"^model\.weights=V9: must be a file that exists$"):
-        RESNETS.load_weights(torch.nn.Identity(), "resnet20", "V9")
-    choices = "a file that exists, or one of IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"
-    with pytest.raises(UserError, match=rf"^model\.weights=V9: must be {choices}$"):
-        families.get("torchvision").weights_identity("resnet50", "V9")
+@pytest.mark.parametrize(
+    ("family", "name", "choices"),
+    [("resnet_cifar", "resnet20", "a file that exists, or one of public"),
+     ("vgg", "vgg16", "a file that exists"),
+     ("torchvision", "resnet18", "a file that exists, or one of IMAGENET1K_V1, DEFAULT, public")],
+)  # fmt: skip
+def test_an_unknown_source_is_refused_with_what_there_is(family, name, choices):
+    with pytest.raises(UserError) as refused:
+        families.get(family).weights_identity(name, "V9")
+    assert str(refused.value) == f"model.weights=V9: must be {choices}"
+    with pytest.raises(UserError, match=r"^model\.weights=V9: must be"):
+        families.get(family).load_weights(torch.nn.Identity(), name, "V9")
 
 
-def test_published_weights_are_loaded_and_a_failed_download_names_the_way_out(model, monkeypatch):
-    state = copied(model)
-    entry = SimpleNamespace(url="https://example.org/w.pth", get_state_dict=Mock(return_value=state))
-    monkeypatch.setattr(RESNETS, "published", lambda name: {"DEFAULT": entry})
-    other = RESNETS.build("resnet20", num_classes=10)
-    RESNETS.load_weights(other, "resnet20", "DEFAULT")
-    assert same(other.state_dict(), state)
-    assert entry.get_state_dict.call_args.kwargs.items() >= {"check_hash": True, "weights_only": True}.items()
-    for problem in (OSError("no route"), RuntimeError("invalid hash value")):
-        entry.get_state_dict = Mock(side_effect=problem)
-        with pytest.raises(UserError, match=rf"^model\.weights=DEFAULT: .*{problem}.*https://example\.org/w"):
-            RESNETS.load_weights(other, "resnet20", "DEFAULT")
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Return torch.hub's folder of files, empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def published(model, tmp_path):
+    """Publish a network's weights in a folder; return their entry and file."""
+    (tmp_path / "site").mkdir()
+    torch.save(model.state_dict(), tmp_path / "weights.th")
+    content = (tmp_path / "weights.th").read_bytes()
+    file = tmp_path / "site" / f"resnet20-{sha256(content).hexdigest()[:8]}.th"
+    file.write_bytes(content)
+    return Published(file.name, file.as_uri(), *IMAGENET), file
+
+
+def test_published_weights_are_downloaded_once_or_taken_from_a_folder(model, published, hub, monkeypatch):
+    entry, file = published
+    monkeypatch.setattr(RESNETS, "published", lambda name: {"public": entry})
+    assert entry.fetch(str(file.parent)) == file
+    assert not hub.exists()
+    for _ in range(2):
+        other = RESNETS.build("resnet20", num_classes=10)
+        RESNETS.load_weights(other, "resnet20", "public")
+        assert same(other.state_dict(), model.state_dict())
+        assert [path.name for path in hub.iterdir()] == [file.name]
+        file.unlink(missing_ok=True)
+
+
+def refused(entry, folder=None):
+    with pytest.raises(UserError) as refusal:
+        entry.fetch(folder)
+    return str(refusal.value)
+
+
+def test_nothing_that_is_not_whole_is_taken_for_the_published_file(published, hub):
+    entry, file = published
+    file.write_bytes(file.read_bytes()[:-1])
+    place = f"{entry.url} may be put into {hub} by hand"
+    assert place in refused(entry)
+    assert list(hub.iterdir()) == []
+    (hub / file.name).write_bytes(file.read_bytes())
+    assert refused(entry) == f"model.weights: {file.name} cannot be had (its SHA-256 is another); {place}"
+    assert f"put into {file.parent} by hand" in refused(entry, str(file.parent))
+    file.unlink()
+    assert "No such file" in refused(entry, str(file.parent))
+    assert not file.exists()
+
+
+def test_where_the_hub_is_out_of_reach_a_file_may_be_put_by_hand(hub):
+    url = "http://127.0.0.1:9/resnet20-12fca82f.th"
+    told = refused(Published("resnet20", url, *IMAGENET))
+    assert "resnet20-12fca82f.th cannot be had (" in told
+    assert told.endswith(f"; {url} may be put into {hub} by hand")
+
+
+def test_published_weights_of_other_classes_are_refused_by_their_file(published, monkeypatch):
+    entry, file = published
+    monkeypatch.setattr(RESNETS, "published", lambda name: {"public": entry})
+    with pytest.raises(
+        UserError, match=rf"^model\.weights={file}: does not fit: linear.bias: \(10,\).*\(7,\)"
+    ):
+        RESNETS.load_weights(RESNETS.build("resnet20", num_classes=7), "resnet20", "public", str(file.parent))
+
+
+@pytest.mark.parametrize("family", ["resnet_cifar", "torchvision"])
+def test_every_published_file_tells_its_hash_and_its_normalisation(family):
+    entries = [
+        e for name in families.get(family).names for e in families.get(family).published(name).values()
+    ]
+    assert all(len(weights.HASH.findall(entry.url.rpartition("/")[2])) == 1 for entry in entries)
+    assert {len(part) for entry in entries for part in (entry.mean, entry.std)} == {3}
+
+
+def test_public_weights_are_refused_where_none_are_known_with_the_networks_that_have_some():
+    assert families.published("resnet_cifar", "resnet56", "public").mean == IMAGENET[0]
+    assert families.published("vgg", "vgg16", None) is None
+    assert families.published("vgg", "vgg16", "file.pth") is None
+    with pytest.raises(
+        UserError, match=r"^model\.weights=public: none known for vgg16; .*resnet20, .*resnet110 "
+    ):
+        families.published("vgg", "vgg16", "public")

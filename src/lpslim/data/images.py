@@ -4,9 +4,9 @@ Shapes: N images, B a batch, H height, W width, C channels.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,10 @@ class TensorSplit(Split):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """Return the same images under another normalisation, for pixels from 0 to 1."""
+        return replace(self, mean=255 * torch.tensor(mean), std=255 * torch.tensor(std))
 
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one epoch; all draws come from a CPU generator with ``seed``, so are equal on every device.

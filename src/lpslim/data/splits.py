@@ -1,7 +1,7 @@
 """Data sets: the interface of a split, the shard of one process, and the validation split."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -39,6 +39,10 @@ class Split(ABC):
         """Return the same split with its tensors, and so its batches, on ``device``."""
         return replace(self, **{n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)})
 
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """Return the same images under another normalisation, as :meth:`Data.normalised`."""
+        raise UserError("model.weights: need images of another normalisation, which the data set cannot give")
+
     @abstractmethod
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one shuffled, augmented epoch of inputs (B, ...) and labels (B,).
@@ -75,6 +79,17 @@ class Data:
         """Return the same data with every split on ``device``."""
         train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test)
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """Return the same images under another normalisation: a mean and a deviation per channel.
+
+        Both are of pixels from 0 to 1. UserError for other inputs than images of so many channels.
+        """
+        if len(self.shape) != 3 or self.shape[0] != len(mean):
+            raise UserError(f"model.weights: are for images of {len(mean)} channels, not for {self.shape}")
+        train, val, test = (split.normalised(mean, std) for split in (self.train, self.val, self.test))
+        reading = {**self.reading, "mean": [*mean], "std": [*std]}
+        return replace(self, train=train, val=val, test=test, reading=reading)
 
 
 def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,10 @@ class Size(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Samples(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Data set: its name and source, fingerprint of its content, metric, and number of samples."""
+    """Data set: its name and source, fingerprint of its content, metric, and number of samples.
+
+    mean, std: of the normalisation that published weights brought with them; None: the data set's own.
+    """
 
     name: str
     source: str
@@ -58,6 +61,8 @@ class Samples(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     train: Count
     val: Count
     test: Count
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 class Cost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,7 +201,8 @@ def make_record(
         "weights": {s: info["files"][NETWORK] for s, info in infos.items() if NETWORK in info["files"]},
         "config": public(config),
         "data": {"name": data.name, "source": data.source, "fingerprint": data.fingerprint,
-                 "metric": data.task.metric, **samples},
+                 "metric": data.task.metric, **samples,
+                 "mean": data.reading.get("mean"), "std": data.reading.get("std")},
         "cost": {"rule": RULE, **infos.get("prune", {}).get("cost", {})},
         "accuracy": {stage: info["accuracy"] for stage, info in infos.items() if "accuracy" in info},
         "channels": infos.get("prune", {}).get("channels", {}),
@@ -211,7 +217,12 @@ def make_record(
 def public(config: Config) -> dict[str, Any]:
     """Return a configuration without places on this machine; of a file of weights its name stays."""
     settings = asdict(config)
-    del settings["results_dir"], settings["work_dir"], settings["dataset"]["root"]
+    del (
+        settings["results_dir"],
+        settings["work_dir"],
+        settings["dataset"]["root"],
+        settings["model"]["weights_dir"],
+    )
     if config.model.weights:
         settings["model"]["weights"] = Path(config.model.weights).name
     return settings

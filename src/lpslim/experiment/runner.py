@@ -75,8 +75,11 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
 
 def _load(config: Config) -> stages.Run:
     config = replace(config, trainer=runtime.resolved(config.trainer))
+    chosen = config.model
+    entry = families.published(chosen.family, chosen.name, chosen.weights)
     load = registry.find("data.datasets", config.dataset.source).load
     data = load(config.dataset, Path(config.work_dir) / "data")
+    data = data.normalised(entry.mean, entry.std) if entry else data
     return stages.Run(config, data, plan(config, data))
 
 
@@ -111,7 +114,8 @@ def _check(run: stages.Run) -> None:
         candidates = run.candidates(model)
     except (IndexError, RuntimeError) as problem:  # too small for its poolings, or too long a text
         raise UserError(f"model={chosen.name}: does not take inputs {data.shape}: {problem}") from problem
-    families.get(chosen.family).check(model, data)
+    family = families.get(chosen.family)
+    family.check(model, data)
     if config.granularity == "weights":
         unstructured.check(model, keys.budget(config))
     else:
@@ -123,6 +127,8 @@ def _check(run: stages.Run) -> None:
                 raise UserError(f"criterion={criterion}: {problem}") from problem
     if config.regularizer.name != "none":
         keys.regularizer(config)[0](model)
+    if chosen.weights and not (config.dry_run or run.steps["baseline"].done):
+        family.load_weights(model, chosen.name, chosen.weights, chosen.weights_dir)
 
 
 def _differences(run: stages.Run, experiment: Config) -> dict[str, list[Any]]:

@@ -118,7 +118,7 @@ def baseline(run: Run, step: Step) -> Info:
     architecture = storage.dense(chosen.family, chosen.name, data.shape, data.num_classes)
     model = architecture.build()
     if chosen.weights:
-        families.get(chosen.family).load_weights(model, chosen.name, chosen.weights)
+        families.get(chosen.family).load_weights(model, chosen.name, chosen.weights, chosen.weights_dir)
     return _train(run, step, model, architecture)
 
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from lpslim.base import registry
 from lpslim.base.errors import UserError
 from lpslim.base.hashing import file_hash
-from lpslim.models.weights import load_into, read
+from lpslim.models.weights import SHOWN, Published, load_into, read
 from lpslim.pruning import graph
 from lpslim.pruning.units import Prunable, Units
+
+PUBLIC = "public"  # name of the weights that the literature starts from
 
 
 class Family(ABC):
@@ -49,36 +51,32 @@ class Family(ABC):
         """Remove, in place, the units not in ``kept`` (layer -> original indices), as :func:`graph.prune`."""
         graph.prune(model, example, kept)
 
-    def published(self, name: str) -> Mapping[str, Any]:
-        """Return a network's pretrained weights that can be downloaded by name, as torchvision's entries."""
+    def published(self, name: str) -> Mapping[str, Published]:
+        """Return a network's pretrained weights that can be downloaded, by name; PUBLIC if there are such."""
         return {}
 
     def weights_identity(self, name: str, weights: str) -> str:
         """Return ``sha256:<hex>`` of a file, or the full name of published weights; UserError for neither."""
-        if Path(weights).is_file():
-            return f"sha256:{file_hash(Path(weights))}"
-        if weights not in (published := self.published(name)):
+        if weights in (published := self.published(name)):
+            return published[weights].name
+        if not Path(weights).is_file():
             names = f", or one of {', '.join(published)}" if published else ""
             raise UserError(f"model.weights={weights}: must be a file that exists{names}")
-        return str(published[weights])
+        return f"sha256:{file_hash(Path(weights))}"
 
-    def load_weights(self, model: nn.Module, name: str, weights: str) -> None:
-        """Copy pretrained weights into a network; UserError if there are none such or they do not fit."""
+    def load_weights(self, model: nn.Module, name: str, weights: str, folder: str | None = None) -> None:
+        """Copy pretrained weights into a network; UserError if there are none such or they do not fit.
+
+        folder: where the files of published weights lie; None: they are downloaded.
+        """
         self.weights_identity(name, weights)  # refuses what is not there
-        if Path(weights).is_file():
-            state = read(Path(weights))
-        else:
-            entry = self.published(name)[weights]
-            try:
-                state = dict(entry.get_state_dict(check_hash=True, weights_only=True, progress=False))
-            except (OSError, RuntimeError) as problem:  # RuntimeError: not the published hash
-                advice = f"download failed ({problem}); fetch {entry.url} and give the file"
-                raise UserError(f"model.weights={weights}: {advice}") from problem
-        own = model.state_dict()
+        entry = self.published(name).get(weights)
+        path = entry.fetch(folder) if entry else Path(weights)
+        state, own = read(path), model.state_dict()
         for theirs, ours in self.aliases:
             for key in [key for key in state if key.startswith(theirs) and key not in own]:
                 state[ours + key.removeprefix(theirs)] = state.pop(key)
-        load_into(model, state, weights)
+        load_into(model, state, str(path))
 
     def check(self, model: nn.Module, data: Any) -> None:  # noqa: B027
         """Raise UserError for a data set that the network cannot read; by default it reads all."""
@@ -91,3 +89,19 @@ def get(name: str) -> Family:
     """Return the family of this name; UserError, with a list of all, if there is none."""
     family: Family = registry.find("models.families", name).family
     return family
+
+
+def published(family: str, name: str, weights: str | None) -> Published | None:
+    """Return the published weights that ``weights`` names, None if it names none such.
+
+    UserError, with the networks that have some, for PUBLIC where none are known.
+    """
+    entry = get(family).published(name).get(weights or "")
+    if weights != PUBLIC or entry:
+        return entry
+    known = []
+    for other in registry.choices("models.families"):
+        names = [name for name in get(other).names or () if PUBLIC in get(other).published(name)]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        known += [f"{', '.join(names[:SHOWN])}{more} (model.family={other})"] if names else []
+    raise UserError(f"model.weights={PUBLIC}: none known for {name}; there are for {'; '.join(known)}")

@@ -1,8 +1,11 @@
-"""Pretrained weights in files: state dicts, read as data and never as code, and copied if they fit."""
+"""Pretrained weights in files, downloaded or one's own: state dicts, read as data and never as code."""
 
+import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,46 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lpslim.base.errors import UserError
+from lpslim.base.hashing import file_hash
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 SHOWN = 5  # names in a message
+HASH = re.compile(r"-([0-9a-f]{8,})\.")  # in the name of a published file
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pixels
+
+
+@dataclass(frozen=True)
+class Published:
+    """Pretrained weights to download: a file in whose name are the first digits of its SHA-256.
+
+    name: in keys. mean, std: those of the normalisation that the weights were trained under, per channel,
+    for pixels from 0 to 1.
+    """
+
+    name: str
+    url: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def fetch(self, folder: str | None = None) -> Path:
+        """Return the file in ``folder``, or in torch.hub's, where it is downloaded if it is not there yet.
+
+        UserError, with the place where it may be put by hand, if it is not there whole.
+        """
+        file = self.url.rpartition("/")[2]
+        place = Path(folder) if folder else Path(torch.hub.get_dir()) / "checkpoints"
+        path, (prefix,) = place / file, HASH.findall(file)
+        try:
+            if not folder and not path.exists():
+                place.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(self.url, str(path), prefix, progress=False)  # appears whole
+            if not file_hash(path).startswith(prefix):
+                raise OSError("its SHA-256 is another")
+        except (OSError, RuntimeError, HTTPException) as problem:  # RuntimeError: not the published hash
+            advice = f"{self.url} may be put into {place} by hand"
+            raise UserError(f"model.weights: {file} cannot be had ({problem}); {advice}") from problem
+        return path
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -17,8 +17,9 @@ from torchvision.transforms import v2
 from lpslim.base.errors import UserError
 from lpslim.data.decoded import Decoded, Samples, decode, joined, list_images, rgb, sampled_sizes
 from lpslim.data.splits import WHOLE, Batch, Data, Share, Split, hold_out
+from lpslim.models.weights import IMAGENET
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as its public weights expect
+MEAN, STD = IMAGENET
 CPU = torch.device("cpu")
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class StreamedSplit(Split):
     workers: int
     device: torch.device = CPU
     decoded: Callable[[], Decoded] | None = None
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = STD
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -56,6 +59,10 @@ class StreamedSplit(Split):
     def to(self, device: torch.device) -> Self:
         """Return the same split, its batches delivered on ``device``."""
         return replace(self, device=device)
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> Self:
+        """Return the same images under another normalisation, for pixels from 0 to 1."""
+        return replace(self, mean=mean, std=std)
 
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield one epoch; all processes draw the same order, and each draws the crops of its own images."""
@@ -76,7 +83,7 @@ class StreamedSplit(Split):
         self, steps: list[Any], batches: Iterator[Sequence[int]], generator: torch.Generator, others: int = 0
     ) -> Iterator[Batch]:
         """Yield the batches of image numbers; ``others``: workers of the processes before this one."""
-        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         loader = DataLoader(
             _Images(self.samples, v2.Compose([*steps, *finish]), self.decoded() if self.decoded else None),
             batch_sampler=batches,  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ class BertFamily(Family):
         """Return the SHA-256 of a local file, or the hub's revision; UserError if there is neither."""
         return encoders.identity(weights)
 
-    def load_weights(self, model: Any, name: str, weights: str) -> None:
+    def load_weights(self, model: Any, name: str, weights: str, folder: str | None = None) -> None:
         """Copy an encoder's weights into a network, with a new random head; UserError if they do not fit."""
         loaded = encoders.encoder(weights, model.transformer.config)
         model.transformer.load_state_dict(loaded.state_dict())

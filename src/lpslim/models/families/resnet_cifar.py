@@ -4,13 +4,25 @@ Depth 6n + 2, three stages of n blocks with 16, 32 and 64 channels. The shortcut
 parameters ("option A": every second pixel, zero-padded channels). Names are those of public checkpoints.
 """
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpslim.models.family import Family
+from lpslim.models.family import PUBLIC, Family
+from lpslim.models.weights import IMAGENET, Published
 from lpslim.pruning.units import Prunable
 
 DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
+# of CIFAR-10, trained on all 50,000 images under ImageNet's normalisation
+SOURCE = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"
+FILES = {
+    "resnet20": "resnet20-12fca82f.th",
+    "resnet32": "resnet32-d509ac18.th",
+    "resnet44": "resnet44-014dd654.th",
+    "resnet56": "resnet56-4bfd9763.th",
+    "resnet110": "resnet110-1d1ed7c2.th",
+}
 
 
 class Block(nn.Module):
@@ -76,6 +88,10 @@ class ResNetCifarFamily(Family):
     def prunable(self, model: nn.Module) -> list[Prunable]:
         """Return the first convolution of every block: residual streams keep their width."""
         return [Prunable(f"{name}.conv1") for name, part in model.named_modules() if isinstance(part, Block)]
+
+    def published(self, name: str) -> Mapping[str, Published]:
+        """Return the public weights of a network for CIFAR-10."""
+        return {PUBLIC: Published(FILES[name], f"{SOURCE}/{FILES[name]}", *IMAGENET)} if name in FILES else {}
 
 
 family = ResNetCifarFamily()

@@ -1,14 +1,14 @@
 """Classifiers of torchvision, such as the ResNets for ImageNet (He et al. 2016, doi:10.1109/CVPR.2016.90)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lpslim.base.errors import UserError
-from lpslim.models.family import Family
+from lpslim.models.family import PUBLIC, Family
+from lpslim.models.weights import Published
 from lpslim.pruning.units import Prunable
 
 AUXILIARY = ("googlenet", "inception_v3")  # their second outputs are no logits of the same shape
@@ -42,9 +42,15 @@ class TorchvisionFamily(Family):
                 layers += [Prunable(f"{name}.{conv}", name in SENSITIVE) for conv in ("conv1", "conv2")]
         return layers
 
-    def published(self, name: str) -> Mapping[str, Any]:
-        """Return torchvision's weights of a network by name, such as ``IMAGENET1K_V2`` or ``DEFAULT``."""
-        return torchvision.models.get_model_weights(name).__members__
+    def published(self, name: str) -> Mapping[str, Published]:
+        """Return torchvision's weights by name, such as ``IMAGENET1K_V2``; public ones are IMAGENET1K_V1."""
+        if name not in (self.names or ()):
+            return {}
+        known = {}
+        for member, entry in torchvision.models.get_model_weights(name).__members__.items():
+            taken = entry.transforms()
+            known[member] = Published(str(entry), entry.url, tuple(taken.mean), tuple(taken.std))
+        return known | ({PUBLIC: known["IMAGENET1K_V1"]} if "IMAGENET1K_V1" in known else {})
 
 
 family = TorchvisionFamily()
