@@ -118,6 +118,23 @@ def test_epoch_scale_lengthens_all_but_the_sparsify_stage():
     assert epochs(*scratch, "scratch.epochs=5")["finetune"] == 10
 
 
+@pytest.mark.parametrize("scale", [1, 0.1])
+def test_methods_without_a_sparsify_stage_fine_tune_for_its_epochs_more(scale):
+    def epochs(*words):
+        lengths = {s: t.epochs for s, t in trainings(composed(f"epoch_scale={scale}", *words)).items()}
+        return lengths["finetune"] + lengths.get("sparsify", 0)
+
+    with_admm = epochs()
+    assert with_admm == round(10 * scale) + 6
+    assert {epochs(f"method={name}") for name in ("no_admm", "random", "taylor", "slimming")} == {with_admm}
+    assert epochs("method=no_admm", "equal_epochs=false") == with_admm - 6
+    assert epochs("method=scratch_e") == round(30 * scale)  # the dense network's
+    assert epochs("method=no_admm", "finetune.epochs=0") == 0
+    one, other = (keys("method=no_admm", f"equal_epochs={value}") for value in ("true", "false"))
+    assert {name for name in one if one[name] != other[name]} == {"finetune"}
+    assert keys("equal_epochs=true") == keys("equal_epochs=false")
+
+
 @pytest.mark.parametrize(
     ("words", "name", "kind"),
     [

@@ -146,6 +146,7 @@ class Config:
     seed: int = key(0, SEED)
     protocol: str = key("last", one_of(*PROTOCOLS), ignored=True)
     epoch_scale: float = key(1.0, POSITIVE)
+    equal_epochs: bool = False  # conf/config.yaml sets it; records from before it ran without
     results_dir: str = key("results", FOLDER, ignored=True)
     work_dir: str = key("outputs", FOLDER, ignored=True)
     dry_run: bool = key(False, ignored=True)

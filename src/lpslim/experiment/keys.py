@@ -61,12 +61,17 @@ def plan(config: Config, data: Data) -> dict[str, Step]:
 
 
 def trainings(config: Config) -> dict[str, TrainConfig]:
-    """Return how each stage of a run trains, its epochs scaled; before scratch_b lengthens them."""
+    """Return how each stage of a run trains, its epochs scaled; before scratch_b lengthens them.
+
+    With ``equal_epochs`` a fine-tune that no sparsify stage came before gets that stage's epochs in addition.
+    """
     last, epochs = config.finetune, config.scratch.epochs
     if config.retrain != "finetune":
         last = config.baseline if epochs is None else replace(config.baseline, epochs=epochs)
     sparsify = {} if config.regularizer.name == "none" else {"sparsify": config.regularizer.train}
     dense, last = (scaled(train, config.epoch_scale) for train in (config.baseline, last))
+    if config.equal_epochs and config.retrain == "finetune" and last.epochs and not sparsify:
+        last = replace(last, epochs=last.epochs + config.regularizer.train.epochs)
     return {"baseline": dense, **sparsify, "finetune": last}
 
 
