@@ -12,7 +12,7 @@ from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import markup, published
 from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
-from reproduce.compare import BAND, BANDS, Claim, claims
+from reproduce.compare import BAND, BANDS, Claim, claims, footnote
 from reproduce.markup import Line, escaped
 from reproduce.names import PROTOCOL, named
 from reproduce.published import TITLES
@@ -92,6 +92,8 @@ def documents(
         lines = [published_line(claim) for answer in answers for claim in answer]
         notes = [f"- {row.experiment}: {row.note}.\n" for row in rows if row.experiment and row.note]
         notes += [text for text in remarks if f": {table}/" in text]
+        sources = {footnote(c.group.first.data) for answer in answers for c in answer if c.group} - {""}
+        notes += [f"- {escaped(text)}.\n" for text in sorted(sources)]
         content = {"title": title, "table": section(lines), "band": BANDS.get(table, BAND)}
         pages[f"tables/table_{table}.md"] = page("table", protocol, notes, **content)
         pages[f"tables/table_{table}.csv"] = markup.csv(lines)

@@ -40,6 +40,18 @@ def test_pixels_labels_and_fingerprint_of_image_folders_are_exact(tree):
     assert data.fingerprint == contents.hexdigest()
 
 
+def test_a_list_of_replaced_images_tells_a_lossless_copy(tree):
+    root, _ = tree
+    before = load(root)
+    (root / "FROM_JPEG.txt").write_text("test/class8/0000.ppm\ntrain/class3/0001.ppm\n\n")
+    data = load(root)
+    assert (data.source, data.fingerprint) == ("lossless copy, 2 of 30 images replaced", before.fingerprint)
+    (root / "FROM_JPEG.txt").write_text("test/class8/0009.ppm\n")
+    assert refusal(load, root) == f"{root}/FROM_JPEG.txt: lists 'test/class8/0009.ppm', which is not there"
+    (root / "FROM_JPEG.txt").write_bytes(b"\xff")
+    assert "expected a file of UTF-8 text" in refusal(load, root)
+
+
 def test_torchvisions_batches(tmp_path, monkeypatch):
     class Batches:
         def __init__(self, root, train, download):

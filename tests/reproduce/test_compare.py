@@ -5,7 +5,7 @@ import pytest
 from lpslim.experiment.records import Samples
 from lpslim.experiment.statistics import summary
 from reproduce.aggregate import run_command
-from reproduce.compare import claims, is_original
+from reproduce.compare import claims, footnote, is_original
 from reproduce.published import read
 from tests.reproduce import synthetic
 
@@ -101,3 +101,16 @@ def test_the_dense_row_counts_each_network_of_its_rows_once():
 def test_which_data_are_those_of_the_paper(name, train, test, original):
     data = {"source": "x", "fingerprint": "a", "metric": "f1", "train": train, "val": 100, "test": test}
     assert is_original(Samples(name=name, **data)) is original
+
+
+def test_a_lossless_copy_of_cifar10_counts_with_a_footnote_if_it_is_whole():
+    copy = {"source": "lossless copy, 98 of 60000 images replaced"}
+    (claim,) = claims_of(NAME, synthetic.record(NAME, final=94.4, data=copy))
+    assert claim.status == "within"
+    told = "cifar10: lossless copy, 98 of 60000 images replaced by JPEG copies; counts as the paper's data"
+    assert footnote(claim.group.first.data) == told
+    part = synthetic.record(NAME, data={**copy, "test": 9_000}).data
+    assert (is_original(part), footnote(part)) == (False, "")
+    assert (
+        footnote(synthetic.record(NAME).data) == footnote(synthetic.record(data=synthetic.DIGITS).data) == ""
+    )

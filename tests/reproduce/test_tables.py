@@ -87,6 +87,14 @@ def test_without_records_the_tables_name_the_commands(tmp_path):
     assert "measured" not in text.split("\n")[2]  # no empty columns
 
 
+def test_a_lossless_copy_of_the_data_has_its_footnote(tmp_path):
+    copy = {"source": "lossless copy, 98 of 60000 images replaced"}
+    results = synthetic.write(tmp_path, synthetic.record(NAME, data=copy))
+    render(results)
+    notes = (results / "tables/table_vgg16_cifar10.md").read_text().splitlines()
+    assert sum(line.startswith("- cifar10: lossless copy, 98 of 60000 images") for line in notes) == 1
+
+
 def test_outdated_records_are_shown_only_when_asked_for(tmp_path):
     results = synthetic.write(tmp_path, synthetic.record(NAME, final=91.11, versions={"prune": 9}))
     assert "91.31" not in render(results, "--protocol", "paper")
