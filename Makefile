@@ -53,7 +53,7 @@ compare: setup  ## every rival and control at the paper's ResNet-56 row (58.6 %)
 
 FOLDERS = results_dir=$(RESULTS) work_dir=$(WORK)
 SMOKE_bert_glue = dataset=toy_text model=bert_tiny target_params=0.3
-SMOKE = $(if $(filter smoke,$(PROFILE)),$(or $(SMOKE_$(ROWS)),dataset=digits32))
+SMOKE = $(if $(filter smoke,$(PROFILE)),$(or $(SMOKE_$(ROWS)),dataset=digits32 model.weights=null baseline.epochs=1))
 JOBS = '+experiment/$(ROWS)=glob(*)' profile=$(PROFILE) seed=$(SEEDS) $(FOLDERS) $(SMOKE) $(ARGS)
 # the small development sets of GLUE scatter by points: five seeds in place of three
 MORE_bert_glue = '+experiment/bert_glue=rte,mrpc,cola,stsb' profile=paper seed=3,4 $(FOLDERS) $(ARGS)

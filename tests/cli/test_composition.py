@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lpslim.experiment.config import IGNORED_KEYS, KINDS, Config, declared, flat
+from lpslim.models import family as families
 from lpslim.pruning import selection
 from lpslim.sparsity import admm
 from lpslim.training.schedule import scaled
@@ -31,11 +32,24 @@ def partner(choice):
 def test_every_experiment_composes_and_knows_its_own_name(name):
     config = configured(f"experiment={name}")
     assert config.name == name
-    assert config.trainer.precision == ("fp32" if name.startswith("minilm_glue/") else "auto")  # as measured
+    stated = {"minilm_glue": "fp32", "cifar10_resnet20": "bf16"}
+    assert config.trainer.precision == stated.get(name.split("/")[0], "auto")  # as measured
     header = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert header[0] == "# @package _global_"
     assert f"experiment={name}" in header[1]
     assert header[2].startswith("# Source: ")
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_rows_of_networks_with_public_weights_start_from_them_and_train_on_all_images(name):
+    config = configured(f"experiment={name}")
+    table = name.split("/")[0]
+    if table in ("resnet_cifar10", "compare", "cifar10_resnet20", "resnet50_imagenet"):
+        assert (config.model.weights, config.baseline.epochs, config.dataset.val_fraction) == ("public", 0, 0)
+        assert families.published(config.model.family, config.model.name, "public")
+        assert config.retrain == "finetune" or config.scratch.epochs == 200
+    elif table == "vgg16_cifar10":
+        assert (config.model.weights, config.baseline.epochs) == (None, 200)
 
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group in GROUPS for name in names(group)])
