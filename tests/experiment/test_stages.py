@@ -6,7 +6,7 @@ import torch
 import lpslim
 from lpslim.base import registry
 from lpslim.base.errors import UserError
-from lpslim.experiment import stages, sweep
+from lpslim.experiment import sweep
 from lpslim.experiment.statistics import summary
 from lpslim.models import storage
 
