@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from lpslim.base.errors import UserError
 
 TOKEN = 5  # a token id that no vocabulary has for padding
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 @contextmanager
@@ -22,6 +24,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def call(model: nn.Module, example: Example) -> Any:
+    """Run a network on its input: a tensor, a tuple of positional inputs, or a dict of them by keyword."""
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
 
 
 def example_input(shape: Sequence[int], batch: int = 1) -> Tensor:

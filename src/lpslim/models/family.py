@@ -14,7 +14,7 @@ from lpslim.base import registry
 from lpslim.base.errors import UserError
 from lpslim.base.hashing import file_hash
 from lpslim.models.weights import SHOWN, Published, load_into, read
-from lpslim.pruning import graph
+from lpslim.pruning import check, graph
 from lpslim.pruning.units import Prunable, Units
 
 PUBLIC = "public"  # name of the weights that the literature starts from
@@ -43,9 +43,12 @@ class Family(ABC):
         return []
 
     def units(self, model: nn.Module, example: Tensor) -> list[Units]:
-        """Return the prunable units of a dense network; errors as :func:`graph.find_units`."""
+        """Return the prunable units of a dense network; errors as :func:`graph.find_units`.
+
+        Those found by tracing are checked: without them the network computes what it does with zeros there.
+        """
         listed = self.prunable(model)
-        return graph.find_units(model, example, listed) if listed else graph.discover(model, example)
+        return graph.find_units(model, example, listed) if listed else check.survey(model, example)[0]
 
     def cut(self, model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) -> None:
         """Remove, in place, the units not in ``kept`` (layer -> original indices), as :func:`graph.prune`."""

@@ -4,6 +4,7 @@ No pickle and no code: the JSON names a family and its arguments, or no family: 
 """
 
 import copy
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,12 +14,12 @@ import torch
 from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lpslim.base import files
 from lpslim.base.errors import UserError
-from lpslim.base.modules import example_input
+from lpslim.base.modules import Example, example_input
 from lpslim.models import family as families
 from lpslim.models import weights
 from lpslim.pruning import graph
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from lpslim.pruning.prune import Pruned
 
 DESCRIPTION, WEIGHTS = "architecture.json", "weights.safetensors"
+Kind = Literal["float", "int64", "int32", "uint8", "bool"]  # of an input; float in the network's precision
+MOST_ENTRIES = 2**28  # of an example: 2,000 images of 224 x 224 have as many
 LARGEST = 4_000_000  # bytes of a description; BERT-base with all of its neurons has 200,000
 Sizes = tuple[Annotated[int, Meta(ge=1, le=4096)], ...]
 Width = Annotated[int, Meta(ge=1, le=2**20)]
@@ -37,13 +40,14 @@ Width = Annotated[int, Meta(ge=1, le=2**20)]
 class Architecture:
     """What it takes to build a network, but for its weights.
 
-    family: None for a network that lpslim cannot build; ``name`` is then its class's. input_shape: (C, H, W),
-    or (3, longest) for tokens. kept: pruned layer -> original indices of its units left. format: of files.
+    family: None for a network that lpslim cannot build; ``name`` is then its class's, ``arguments`` describe its
+    example. input_shape: (C, H, W), or (3, longest) for tokens. kept: pruned layer -> original indices of
+    its units left. format: of files.
     """
 
     family: str | None
     name: str
-    input_shape: Annotated[Sizes, Meta(min_length=2, max_length=3)]
+    input_shape: Annotated[Sizes, Meta(min_length=1, max_length=8)]
     arguments: dict[str, Width | bool | float | str | dict[str, Any] | None]
     kept: dict[str, list[Annotated[int, Meta(ge=0, lt=2**31)]]] = field(default_factory=dict)
     format: Literal[1] = 1
@@ -63,9 +67,11 @@ class Architecture:
 
     def cut(self, model: nn.Module) -> nn.Module:
         """Cut a dense network to width, in place, and return it; UserError if it has not these layers."""
-        if self.kept:
-            cut = families.get(self.family).cut if self.family else graph.prune
-            cut(model, example_input(self.input_shape).to(next(model.parameters()).device), self.kept)
+        if self.kept and self.family:
+            example = example_input(self.input_shape).to(next(model.parameters()).device)
+            families.get(self.family).cut(model, example, self.kept)
+        elif self.kept:
+            graph.prune(model, _blank(self.arguments["example"], next(model.parameters())), self.kept)
         return model
 
 
@@ -84,11 +90,32 @@ def write(folder: Path, model: nn.Module, architecture: Architecture) -> None:
 
 
 def save(folder: str | Path, pruned: "Pruned") -> None:
-    """Write a pruned network of one's own, for :func:`load`; FileExistsError if the folder holds one."""
+    """Write a pruned network of one's own, for :func:`load`; FileExistsError if the folder holds one.
+
+    UserError, and nothing written, if its example holds anything but tensors.
+    """
     folder, name = Path(folder), type(pruned.model).__name__
     if (folder / DESCRIPTION).exists():
         raise FileExistsError(f"{folder} holds a network already")
-    write(folder, pruned.model, Architecture(None, name, pruned.input_shape, {}, pruned.kept))
+    example: Any = pruned.example if isinstance(pruned.example, tuple | dict) else (pruned.example,)
+    inputs = example if isinstance(example, dict) else {str(i): value for i, value in enumerate(example)}
+    if strange := [key for key, value in inputs.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{name} cannot be saved: input {strange[0]!r} of its example is not a tensor")
+    kinds = {k: "float" if v.is_floating_point() else str(v.dtype).split(".")[1] for k, v in inputs.items()}
+    arguments: Any = {"example": {key: (kinds[key], list(value.shape)) for key, value in inputs.items()}}
+    write(folder, pruned.model, Architecture(None, name, (1,), arguments, pruned.kept))
+
+
+def _blank(described: Any, like: Tensor) -> Example:
+    """Return blank inputs as they are described, on the device and in the precision of a parameter."""
+    inputs = msgspec.convert(described, dict[str, tuple[Kind, list[Annotated[int, Meta(ge=0)]]]])
+    if (entries := sum(math.prod(shape) for _, shape in inputs.values())) > MOST_ENTRIES:
+        raise UserError(f"its example has {entries} entries, more than {MOST_ENTRIES}")
+    blank = {
+        name: torch.zeros(shape, dtype=getattr(torch, kind)).to(like if kind == "float" else like.device)
+        for name, (kind, shape) in inputs.items()
+    }
+    return blank if all(map(str.isidentifier, blank)) else tuple(blank.values())
 
 
 def describe(folder: Path) -> Architecture:
@@ -128,7 +155,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise UserError(f"{folder}: cannot be built: {reason}") from problem
     own = network.state_dict()
     if faults := weights.misfits(stored, own):
-        raise UserError(f"{path}: does not fit {DESCRIPTION}: {faults}")
+        hint = " (of a network that was pruned twice, the first result is to be given)" if model else ""
+        raise UserError(f"{path}: does not fit {DESCRIPTION}: {faults}{hint}")
     for name, value in stored.items():  # into the network's dictionary, which knows the modules' versions
         own[name] = value.to(own[name].dtype, copy=True).contiguous()  # a copy that no file backs
     network.load_state_dict(own, assign=model is None)  # a given network keeps its tensors and their sharing

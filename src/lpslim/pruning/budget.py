@@ -7,7 +7,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import matches
+from lpslim.base.modules import Example, matches
 from lpslim.pruning import selection
 from lpslim.pruning.cost import CostModel, layer_costs, parameters
 from lpslim.pruning.selection import Kept, Target
@@ -70,7 +70,7 @@ class Candidates:
 
 
 def candidates(
-    model: nn.Module, example: Tensor, units: Sequence[Units], *, adjust: float, floor: float
+    model: nn.Module, example: Example, units: Sequence[Units], *, adjust: float, floor: float
 ) -> Candidates:
     """Return the candidates among the units of a dense network; adjust, floor: shares that layers keep."""
     cost = CostModel(layer_costs(model, example), units, parameters(model))

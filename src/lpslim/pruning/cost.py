@@ -1,23 +1,27 @@
 """One counting rule: multiply-adds of convolution and linear layers, and all parameters.
 
-Batch-norm, activations, pooling, biases and additions count nothing in the multiply-adds ("FLOPs" in the
-tables). Every parameter of the network counts in the parameters.
+Multiply-adds ("FLOPs" in the tables) are those that torch's FlopCounterMode counts in convolutions and in
+products with a matrix of weights, over all positions. Batch-norm, activations, pooling, biases, additions,
+recurrent layers and the products inside attention count nothing. Every parameter counts in the parameters.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from lpslim.base.errors import UserError
-from lpslim.pruning.feature_maps import watched
-from lpslim.pruning.units import Units
+from lpslim.base.modules import Example, call, eval_mode
+from lpslim.pruning.units import BATCH_NORMS, CONVOLUTIONS, Units
 
 # Layers whose parameters go with the channels
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm)
-COUNTED = (nn.Conv2d, nn.Linear, *NORMS, nn.PReLU)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORMS = (*BATCH_NORMS, nn.SyncBatchNorm, *INSTANCE_NORMS, nn.GroupNorm)
+COUNTED = (*CONVOLUTIONS, nn.Linear, *NORMS, nn.PReLU)
+PRODUCTS = ("convolution", "mm", "addmm")  # of inputs with weights; attention's own are batched ones
 
 
 @dataclass(frozen=True)
@@ -46,33 +50,39 @@ class LayerCost:
 
 
 @torch.no_grad()
-def layer_costs(model: nn.Module, example: Tensor) -> list[LayerCost]:
+def layer_costs(model: nn.Module, example: Example) -> list[LayerCost]:
     """Return every convolution, linear layer and norm, measured on one forward pass of an example.
 
-    A layer that is called several times is one entry, at the positions of all calls together. UserError if a
-    convolution or linear layer is not called as such, so that its cost is unknown.
+    A layer that is called several times is one entry, at the positions of all calls together; one that is
+    never called has none. A last entry without a name holds the products with weights outside of layers.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, COUNTED)}
-    costs: dict[str, LayerCost] = {}
+    counter = FlopCounterMode(display=False)
+    with counter, eval_mode(model), BaseTorchFunctionMode():  # under which torch fuses no attention
+        call(model, example)
+    products = {name: _products(counts) for name, counts in counter.get_flop_counts().items()}
+    costs, within = [], 0
+    for name, module in model.named_modules():
+        macs = products.get(".".join(filter(None, (type(model).__name__, name))), 0)
+        if isinstance(module, COUNTED):
+            costs.append(_describe(name, module, macs))
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.RNNBase, nn.RNNCellBase)):
+            within += macs
+    elsewhere = products.get("Global", 0) - within  # such as the projections of nn.MultiheadAttention
+    return [*costs, LayerCost("", elsewhere, 1, 1, 1, -1)] if elsewhere else costs
 
-    def record(name: str, out: Tensor) -> None:
-        layer, before = _describe(name, modules[name], out), costs.get(name)
-        costs[name] = replace(layer, positions=layer.positions + before.positions) if before else layer
 
-    with watched(model, modules, record):
-        model(example)
-    for name, module in modules.items():
-        if isinstance(module, nn.Conv2d | nn.Linear) and name not in costs:
-            raise UserError(f"layer {name!r}: is not called by itself: its multiply-adds cannot be counted")
-    return list(costs.values())
+def _products(counts: dict[object, int]) -> int:
+    """Return the multiply-adds among torch's counts by operation, which are twice as many."""
+    return sum(flops for operation, flops in counts.items() if str(operation).split(".")[1] in PRODUCTS) // 2
 
 
-def _describe(name: str, module: nn.Module, out: Tensor) -> LayerCost:
-    if isinstance(module, nn.Conv2d | nn.Linear):
+def _describe(name: str, module: nn.Module, macs: int) -> LayerCost:
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
         channels, fan_in, *kernel = module.weight.shape
-        positions = out[0, 0].numel() if kernel else out[0, ..., 0].numel()
-        biases = int(module.bias is not None)
-        return LayerCost(name, positions, math.prod(kernel), fan_in, channels, biases)
+        if isinstance(module, CONVOLUTIONS) and module.transposed:
+            channels, fan_in = module.out_channels, channels // module.groups
+        positions = macs // (math.prod(kernel) * fan_in * channels)
+        return LayerCost(name, positions, math.prod(kernel), fan_in, channels, int(module.bias is not None))
     shared = isinstance(module, nn.PReLU) and module.num_parameters == 1  # one slope for all channels
     vectors = [] if shared else list(module.parameters(recurse=False))
     return LayerCost(name, 0, 0, 0, vectors[0].numel() if vectors else 0, len(vectors))
@@ -83,7 +93,7 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count(model: nn.Module, example: Tensor) -> Cost:
+def count(model: nn.Module, example: Example) -> Cost:
     """Return the cost of a network as it stands. example: one input of the network."""
     return CostModel(layer_costs(model, example), [], parameters(model)).dense
 
@@ -105,7 +115,8 @@ class CostModel:
 
     def __call__(self, widths: Sequence[int]) -> Cost:
         """Return the cost with ``widths[i]`` units in layer i."""
-        macs, params = 0, self.uncounted
+        gone = (unit.loose * (unit.size - width) for unit, width in zip(self.units, widths, strict=True))
+        macs, params = 0, self.uncounted - sum(gone)
         for layer in self.layers:
             fan_in = self._channels(layer.fan_in, self.consumer.get(layer.name), widths)
             out = self._channels(layer.out, self.producer.get(layer.name), widths)

@@ -1,15 +1,18 @@
 """Pruning of a network of one's own from Python, without any configuration."""
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from lpslim.base.errors import UserError
-from lpslim.pruning import criteria, graph
+from lpslim.base.modules import Example, eval_mode
+from lpslim.pruning import check as exactness
+from lpslim.pruning import criteria
 from lpslim.pruning.budget import Budget, candidates
-from lpslim.pruning.cost import Cost
+from lpslim.pruning.cost import Cost, count
+from lpslim.pruning.graph import apply
 from lpslim.pruning.selection import SCORE_NORMS, Kept
 from lpslim.pruning.units import Units
 
@@ -23,9 +26,10 @@ class Pruned:
     kept: Kept  # layer -> indices of the units that are left
     dense: Cost
     pruned: Cost
-    input_shape: tuple[int, int, int]  # channels, height, width
+    example: Example
     budget: str  # such as "target_flops=0.5"
     reached: float  # the share that is gone of what the budget counts
+    left_alone: dict[str, str] = field(default_factory=dict)  # layer that keeps its width -> reason
 
     def __str__(self) -> str:
         rows = {
@@ -34,12 +38,18 @@ class Pruned:
             "parameters": (self.dense.params, self.pruned.params),
         }
         lines = [f"{name}: {a:,} -> {b:,} (-{100 * (1 - b / a):.2f} %)" for name, (a, b) in rows.items()]
-        return "\n".join([*lines, f"{self.budget}: reached {self.reached:.4f}"])
+        left = [f"left alone: {layer}: {reason}" for layer, reason in self.left_alone.items()]
+        return "\n".join([*lines, *left, f"{self.budget}: reached {self.reached:.4f}"])
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of an input without the batch, such as (channels, height, width); of several inputs none."""
+        return tuple(self.example.shape[1:]) if isinstance(self.example, torch.Tensor) else ()
 
 
 def prune(
     model: nn.Module,
-    example: Tensor,
+    example: Example,
     *,
     target_flops: float | None = None,
     target_params: float | None = None,
@@ -50,12 +60,17 @@ def prune(
     floor: float = 0.1,
     protected: Sequence[str] = (),
     round_to: int = 1,
+    check: bool = True,
 ) -> Pruned:
     """Remove the channels of a network that count least; the original is left as it is.
 
+    The result computes what the original does where every layer that reads a removed channel reads zero:
+    that was checked, and layers whose channels cannot go in this way are in ``Pruned.left_alone``.
+
     Args:
         model: a network that Torch-Pruning can trace; its weights W as trained, or Z of the ADMM.
-        example: (1, C, H, W), on the model's device.
+        example: one input, such as (1, C, H, W), on the model's device; several as a tuple, or as a dict by
+            keyword.
         target_flops, target_params, ratio: one of them, above 0 and below 1: the share of multiply-adds or of
             parameters to remove, or of the units below the threshold.
         criterion, score_norm: a module of ``pruning.criteria`` and a key of ``selection.SCORE_NORMS``.
@@ -63,32 +78,64 @@ def prune(
         floor: the share of its units that every layer keeps.
         protected: layers, modules with all that is in them, or globs, that keep every unit.
         round_to: layers keep a multiple of so many channels, or all; targets are then met only nearly.
+        check: whether to compare the result with the original, which takes a few forward passes.
 
     Raises:
         UserError: not exactly one budget, an unknown name, nothing to prune, or a target out of reach.
     """
-    budgets = {"target_flops": target_flops, "target_params": target_params, "ratio": ratio}
-    given = {key: value for key, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        raise UserError(f"give one of {', '.join(budgets)}, got {', '.join(given) or 'none'}")
-    ((key, value),) = given.items()
-    if not 0 < value < 1:
-        raise UserError(f"{key}={value}: must be above 0 and below 1")
     if not 0 <= floor < 1 or round_to < 1:
         raise UserError(f"floor={floor}, round_to={round_to}: must be in [0, 1) and 1 or more")
     if score_norm not in SCORE_NORMS:
         raise UserError(f"score_norm={score_norm}: must be one of {', '.join(SCORE_NORMS)}")
-    smaller, budget = copy.deepcopy(model), Budget(**{key: value}, round_to=round_to)
-    units = graph.discover(smaller, example, protected)
-    if not units:
-        raise UserError("no layer can lose channels: all are protected, added, concatenated, tied or outputs")
-    dense = candidates(smaller, example, units, adjust=floor, floor=floor)
-    dense.check(budget)
-    scores = criteria.score(criterion, smaller, units, batches)
-    kept = dense.select([SCORE_NORMS[score_norm](s) for s in scores], budget)
-    graph.prune(smaller, example, kept)
-    widths, cost = [len(kept[unit.layer]) for unit in units], dense.cost
-    drops = {"target_flops": cost.flops_drop, "target_params": cost.params_drop}
-    reached = drops[key](widths) if key in drops else 1 - sum(widths) / sum(unit.size for unit in units)
-    shape = (example.shape[1], example.shape[2], example.shape[3])
-    return Pruned(smaller, tuple(units), kept, cost.dense, cost(widths), shape, f"{key}={value:g}", reached)
+    key, value = _only({"target_flops": target_flops, "target_params": target_params, "ratio": ratio})
+    smaller, budget = _copied(model), Budget(**{key: value}, round_to=round_to)
+    with eval_mode(smaller):
+        units, left, graph, comparison = exactness.survey(smaller, example, protected, check)
+        scores: dict[str, torch.Tensor] = {}
+        failing: dict[str, str] | None = None
+        while failing is None or failing:
+            left |= failing or {}
+            units = [unit for unit in units if unit.layer not in left]
+            if not units:
+                reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in left.items())
+                why = "all are protected, added, concatenated, tied, outputs or left alone"
+                raise UserError(f"no layer can lose channels: {why}{reasons}")
+            dense = candidates(smaller, example, units, adjust=floor, floor=floor)
+            dense.check(budget)
+            if not scores:
+                normed = map(SCORE_NORMS[score_norm], criteria.score(criterion, smaller, units, batches))
+                scores = dict(zip((unit.layer for unit in units), normed, strict=True))
+            kept = dense.select([scores[unit.layer] for unit in units], budget)
+            cuts = graph.cuts(kept)
+            failing = comparison.failing(cuts) if comparison else {}
+        apply(smaller, [cut for some in cuts.values() for cut in some])
+        widths = [len(kept[unit.layer]) for unit in units]
+        before, after = dense.cost.dense, count(smaller, example) if check else dense.cost(widths)
+    counts = {"target_flops": (after.macs, before.macs), "target_params": (after.params, before.params)}
+    now, then = counts.get(key, (sum(widths), sum(unit.size for unit in units)))
+    budget_text, reached = f"{key}={value:g}", 1 - now / then
+    return Pruned(smaller, tuple(units), kept, before, after, example, budget_text, reached, left)
+
+
+def _only(budgets: Mapping[str, float | None]) -> tuple[str, float]:
+    """Return the one budget that is given; UserError if there is not one, or if it is no share."""
+    given = [(key, value) for key, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        names = ", ".join(key for key, _ in given)
+        raise UserError(f"give one of {', '.join(budgets)}, got {names or 'none'}")
+    if not 0 < given[0][1] < 1:
+        raise UserError(f"{given[0][0]}={given[0][1]}: must be above 0 and below 1")
+    return given[0]
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a network; UserError, with the way out, for one that cannot be pruned as it is."""
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError(f"{name}: a script cannot be cut: prune what it was made from, then script it")
+    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters()):
+        raise UserError(f"{name}: torch.inference_mode() cannot be traced: build and prune it outside")
+    for parameter, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise UserError(f"{parameter}: has values that are not finite, which no score can rank")
+    return exactness.copied(model)

@@ -7,6 +7,11 @@ from torch import Tensor, nn
 
 from lpslim.base.errors import UserError
 
+CONVOLUTIONS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+)  # fmt: skip
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 @dataclass(frozen=True)
 class Prunable:
@@ -23,7 +28,8 @@ class Units:
     A unit is one channel, or one of each of ``groups`` groups where a grouped convolution is touched, or
     ``head_dim`` channels side by side: an attention head. ``producers`` lose output channels with each unit
     (the layer itself, its batch-norm, ...), ``consumers`` input channels. ``scored_by``: the weights that a
-    unit is scored by, as (layer, axis of its channels); by default the layer's own.
+    unit is scored by, as (layer, axis of its channels); by default the layer's own. ``loose``: parameters
+    outside of layers that go with one unit.
     """
 
     layer: str
@@ -34,6 +40,7 @@ class Units:
     groups: int = 1
     head_dim: int = 1
     scored_by: tuple[tuple[str, int], ...] = ()
+    loose: int = 0
 
     def check(self, chosen: Sequence[int]) -> None:
         """Refuse units to keep (UserError) that are none, not sorted, not distinct, or beyond the last."""
@@ -57,13 +64,13 @@ def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:
 
 def norm_name(model: nn.Module, units: Units) -> str | None:
     """Return the name of the first batch-norm that the units' channels pass through, if there is one."""
-    norms = (name for name in units.producers if isinstance(model.get_submodule(name), nn.BatchNorm2d))
+    norms = (name for name in units.producers if isinstance(model.get_submodule(name), BATCH_NORMS))
     return next(norms, None)
 
 
-def norm_of(model: nn.Module, units: Units) -> nn.BatchNorm2d:
+def norm_of(model: nn.Module, units: Units) -> nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d:
     """Return the first batch-norm that the units' channels pass through; UserError if it has no scale."""
     norm = model.get_submodule(norm_name(model, units) or units.layer)
-    if not isinstance(norm, nn.BatchNorm2d) or not norm.affine:
+    if not isinstance(norm, BATCH_NORMS) or not norm.affine:
         raise UserError(f"layer {units.layer!r}: no batch-norm with a scale follows it")
     return norm

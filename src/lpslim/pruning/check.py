@@ -1,0 +1,216 @@
+"""Check of a smaller network: it computes what the original does where removed channels are read as zero.
+
+Both run on the example and on seeded random inputs, in evaluation mode, and in training mode on a batch of
+two without dropout, in float64 where the network allows it. Parameters of one value, such as scales of zero,
+are drawn at random first, so that no branch is silent. Nothing here knows what a network is made of.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
+
+from lpslim.base.errors import UserError
+from lpslim.base.modules import Example, call
+from lpslim.pruning.graph import REMEDY, Cut, Graph, apply
+from lpslim.pruning.units import CONVOLUTIONS, Units
+
+PATIENCE = 5.0  # seconds before a progress bar appears
+
+
+Survey = tuple[list[Units], dict[str, str], Graph, "Comparison | None"]
+
+
+def survey(model: nn.Module, example: Example, protected: Sequence[str] = (), check: bool = True) -> Survey:
+    """Return units that can go, layers that cannot with the reason, and what both were found by.
+
+    What :meth:`Graph.discover` finds is compared without a random half of its units: layers that would not
+    be pruned exactly are left alone.
+    """
+    graph = Graph(model, example)
+    units, left = graph.discover(protected)
+    if not (check and units):
+        return units, left, graph, None
+    generator, comparison = torch.Generator().manual_seed(0), Comparison(model, example)
+    drawn = {unit.layer: torch.randperm(unit.size, generator=generator) for unit in units}
+    kept = {layer: order[len(order) // 2 :].sort().values.tolist() for layer, order in drawn.items()}
+    failing = comparison.failing(graph.cuts(kept))
+    return [unit for unit in units if unit.layer not in failing], left | failing, graph, comparison
+
+
+class Comparison:
+    """A network with what it takes to compare smaller copies of it.
+
+    UserError if its outputs on the example are not numbers, so that nothing can be compared.
+    """
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        for dtype in (torch.float64, own):
+            whole = _unsilenced(copied(model).to(dtype)).eval()
+            first = _map(example, functools.partial(_cast, dtype=dtype))
+            try:
+                outputs = _run(whole, first)
+                break
+            except Exception:  # it computes in a precision of its own
+                if dtype == own:
+                    raise
+        self.whole, self.tolerance = whole, torch.finfo(dtype).eps ** 0.5
+        self.runs = [("evaluation", first)] if _comparable(outputs) else []
+        for mode, batches in (("evaluation", (2, 1)), ("training", (2,))):
+            drawn = (_map(first, functools.partial(_drawn, batch=batch)) for batch in batches)
+            self.runs += [(mode, inputs) for inputs in drawn if self._runs(mode, inputs)][:1]
+        if not self.runs:
+            raise UserError("example: no output for it is a number to compare; check=False skips this")
+
+    def _runs(self, mode: str, inputs: Example) -> bool:
+        """Return whether the network itself runs so; some take one batch size, or need labels to train."""
+        try:
+            return _comparable(_run(copy.deepcopy(self.whole).train(mode == "training"), inputs))
+        except Exception:  # whatever a network raises over inputs that it does not take
+            return False
+
+    def fault(self, cuts: Iterable[Cut]) -> str:
+        """Return how the network with these cuts departs from the silenced one; nothing if it does not."""
+        cuts = list(cuts)
+        for mode, inputs in self.runs:
+            smaller = copy.deepcopy(self.whole).train(mode == "training")
+            whole = copy.deepcopy(smaller) if smaller.training else self.whole  # training changes statistics
+            try:
+                with _silenced(whole, cuts):
+                    expected = _run(whole, inputs)
+                apply(smaller, cuts)
+                outputs = _run(smaller, inputs)
+            except Exception as problem:  # whatever a broken network raises
+                reason = f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0][:150]}"
+                return f"without channels of it {mode} fails ({reason})"
+            shapes = [[tuple(tensor.shape) for tensor in run] for run in (outputs, expected)]
+            if shapes[0] != shapes[1]:
+                return f"the outputs would be {shapes[0]}, not {shapes[1]}"
+            if (difference := max(map(_difference, outputs, expected))) > self.tolerance:
+                silenced = "its removed channels were read as zero"
+                return f"in {mode}, outputs would differ by {difference:.2g} from those if {silenced}"
+        return ""
+
+    def failing(self, cuts: Mapping[str, Sequence[Cut]]) -> dict[str, str]:
+        """Return the layers that have to keep their units, each with the reason; the rest together pass."""
+        accepted, left = list[Cut](), dict[str, str]()
+        pending = [[layer for layer, some in cuts.items() if some]]
+        with tqdm(desc="layers checked", total=len(pending[0]), delay=PATIENCE, leave=False) as bar:
+            while pending and (layers := pending.pop()):
+                more = [cut for layer in layers for cut in cuts[layer]]
+                reason, middle = self.fault([*accepted, *more]), len(layers) // 2
+                if reason and middle:
+                    pending += [layers[middle:], layers[:middle]]
+                    continue
+                if reason:
+                    left[layers[0]] = reason
+                else:
+                    accepted += more
+                bar.update(len(layers))
+        return left
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a network; UserError, with the way out, if it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as problem:
+        name, reason = type(model).__name__, str(problem).partition(".")[0]
+        raise UserError(f"{name}: cannot be copied ({reason}): {REMEDY}") from problem
+
+
+@contextmanager
+def _silenced(model: nn.Module, cuts: Sequence[Cut]) -> Iterator[None]:
+    """Let every layer that reads removed channels read zeros there."""
+    handles = []
+    for cut in cuts:
+        if cut.reads:
+            layer = model.get_submodule(cut.name)
+            axis = -1 - len(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else -1
+            hook = functools.partial(_zeros, axis=axis, indices=torch.tensor(cut.indices))
+            handles.append(layer.register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _zeros(_: nn.Module, inputs: Any, *, axis: int, indices: Tensor) -> tuple[Any, ...]:
+    return inputs[0].index_fill(axis, indices.to(inputs[0].device), 0), *inputs[1:]
+
+
+@torch.no_grad()
+def _run(model: nn.Module, inputs: Example) -> list[Tensor]:
+    """Return all tensors among a network's outputs; what it draws at random is the same every time."""
+    with torch.random.fork_rng(), _NoDropout():  # under which torch fuses no attention
+        torch.manual_seed(0)
+        outputs: list[Tensor] = []
+        _map(call(model, inputs), outputs.append)
+        return outputs
+
+
+class _NoDropout(TorchFunctionMode):
+    """Makes dropout, which draws by the width of a layer, do nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else given["input"]
+        return func(*args, **given | ({"dropout_p": 0.0} if "dropout_p" in given else {}))
+
+
+@torch.no_grad()
+def _unsilenced(model: nn.Module) -> nn.Module:
+    """Draw parameters whose entries are all alike anew, around what they are."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and bool((parameter == parameter.flatten()[:1]).all()):
+            noise = torch.randn(parameter.shape, generator=generator).abs() / 4 + 0.1
+            parameter.add_(noise.to(parameter))
+    return model
+
+
+def _cast(example: Tensor, dtype: torch.dtype) -> Tensor:
+    return example.to(dtype) if example.is_floating_point() else example
+
+
+def _drawn(example: Tensor, batch: int) -> Tensor:
+    """Return a batch like an example of one: noise, or the same whole numbers again."""
+    shaped = example.expand(batch, *example.shape[1:]) if example.ndim and len(example) == 1 else example
+    if not example.is_floating_point():
+        return shaped.clone()
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shaped.shape, generator=generator, dtype=torch.float64).to(example)
+
+
+def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Return inputs or outputs with a function applied to every tensor among them."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map(entry, function) for key, entry in value.items()}
+    mapped = [_map(entry, function) for entry in value] if isinstance(value, tuple | list) else value
+    return tuple(mapped) if isinstance(value, tuple) else mapped
+
+
+def _comparable(outputs: Sequence[Tensor]) -> bool:
+    return any(output.numel() and bool(output.isfinite().any()) for output in outputs)
+
+
+def _difference(output: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest entry; where both are no numbers, none."""
+    a, b = output.double(), expected.double()
+    finite = b.isfinite()
+    if not torch.equal(a.isfinite(), finite):
+        return math.inf
+    a, b = a[finite], b[finite]
+    return 0.0 if torch.equal(a, b) else ((a - b).abs().max() / b.abs().max()).item()

@@ -1,0 +1,342 @@
+"""Networks of one's own: pruned exactly, or left alone or refused with the reason. Nothing in between."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.nn.utils.parametrizations as P
+from torch import nn
+from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
+from torch.nn.utils.prune import l1_unstructured
+from torch.utils.flop_counter import FlopCounterMode
+
+import lpslim
+from lpslim.base.errors import UserError
+from lpslim.pruning.check import Comparison
+from lpslim.pruning.cost import count
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+EXACT = 1e-12
+fc = nn.Linear
+
+
+class Net(nn.Module):
+    """Layers by name with drawn parameters, and a function of them and the inputs."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        torch.manual_seed(0)
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if tensor.is_floating_point() and not name.endswith(("_u", "_v")):
+                nn.init.uniform_(tensor, 0.1, 1) if "running" in name else nn.init.normal_(tensor, 0.2, 0.5)
+
+    def forward(self, *inputs, **named):
+        return self.function(self, *inputs, **named)
+
+
+def conv(inputs, outputs, size=3, **options):
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)
+
+
+def between(middle, training=None):
+    """Return a network whose first convolution's channels pass through something before they are read."""
+
+    def function(net, x):
+        y = net.a(x)
+        y = training(net, y) if training and net.training else net.middle(y)
+        return net.f(net.b(y.relu()).relu().mean((2, 3)))
+
+    return Net(function, a=conv(3, 8), middle=middle, b=conv(8, 6), f=fc(6, 4))
+
+
+class By(nn.Module):
+    """A function of a feature map, and of a parameter or buffer where there is one."""
+
+    def __init__(self, function, *shape, kind=nn.Parameter):
+        super().__init__()
+        self.function = function
+        self.value = kind(torch.ones(shape)) if shape else None
+
+    def forward(self, x):
+        return self.function(x) if self.value is None else self.function(x, self.value)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight / self.in_channels, self.bias, padding=1)
+
+
+# what is between two convolutions; words of the reason why the first keeps its width, none where it does not
+BETWEEN = {
+    "nothing": (nn.Identity, ""),
+    "2 groups": (lambda: nn.GroupNorm(2, 8), "differ"),
+    "8 groups": (lambda: nn.GroupNorm(8, 8), "evaluation fails"),
+    "1 group": (lambda: nn.GroupNorm(1, 8), "differ"),
+    "layer": (lambda: By(lambda x: F.layer_norm(x.transpose(1, 3), x.shape[1:2]).transpose(1, 3)), "differ"),
+    "softmax": (nn.Softmax2d, "differ"),
+    "instance norm": (lambda: nn.InstanceNorm2d(8, affine=True), ""),
+    "its statistics": (lambda: nn.InstanceNorm2d(8, track_running_stats=True), "evaluation fails"),
+    "batch norm without scale": (lambda: nn.BatchNorm2d(8, affine=False), ""),
+    "channel shuffle": (lambda: nn.ChannelShuffle(2), "differ"),
+    "shuffled": (lambda: By(lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)), "differ"),
+    "flip": (lambda: By(lambda x: x.flip(1)), "differ"),
+    "roll": (lambda: By(lambda x: x.roll(1, 1)), "differ"),
+    "constant index": (lambda: By(lambda x: x[:, [3, 1, 2, 0, 7, 6, 5, 4]]), "fails"),
+    "width": (lambda: By(lambda x: x / x.shape[1] ** 0.5), "differ"),
+    "branch on width": (lambda: By(lambda x: x * 2 if x.shape[1] == 8 else x), "differ"),
+    "sum over channels": (lambda: By(lambda x: x * x.sum(1, keepdim=True).sigmoid()), "differ"),
+    "scale": (lambda: By(torch.mul, 1, 8, 1, 1), ""),
+    "scale as a buffer": (lambda: By(torch.mul, 1, 8, 1, 1, kind=nn.Buffer), "fails"),
+    "map as wide": (lambda: By(torch.mul, 8, 8), "fails"),
+    "map of channels": (lambda: By(torch.mul, 1, 8, 8, 8), "fails"),
+    "matrix": (lambda: By(lambda x, m: torch.einsum("bchw,cd->bdhw", x, m), 8, 8), "fails"),
+    "no gradient": (lambda: By(torch.detach), "nothing calls it by itself, or"),
+    "dropout": (lambda: nn.Dropout(0.9), ""),
+    "depthwise": (lambda: conv(8, 8, groups=8), ""),
+}  # fmt: skip
+
+
+def silenced(model, pruned):
+    """Return a copy in which every layer that reads a removed channel reads zero there."""
+    model = copy.deepcopy(model)
+    for unit in pruned.units:
+        gone = torch.ones(unit.groups, unit.size, dtype=torch.bool)
+        gone[:, pruned.kept[unit.layer]] = False
+        for name in unit.consumers:
+
+            def zeros(layer, inputs, index=gone.flatten().nonzero().flatten()):  # noqa: B008
+                axis = -1 - len(getattr(layer, "kernel_size", ()))
+                return inputs[0].index_fill(axis, index, 0), *inputs[1:]
+
+            model.get_submodule(name).register_forward_pre_hook(zeros)
+    return model
+
+
+def draw(example):
+    return torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def assert_exact(model, pruned, *inputs):
+    """Assert that both networks compute the same, in evaluation and in training mode."""
+    reference, smaller = silenced(model, pruned), copy.deepcopy(pruned.model)
+    for training in (False, True):
+        for network in (reference, smaller):
+            for module in network.modules():
+                module.training = training and not isinstance(module, nn.Dropout)
+        expected, computed = reference(*inputs), smaller(*inputs)
+        assert (computed - expected).abs().max() <= EXACT * expected.abs().max()
+    assert pruned.pruned == count(pruned.model, pruned.example)
+    assert pruned.pruned.params == sum(parameter.numel() for parameter in pruned.model.parameters())
+
+
+@pytest.mark.parametrize(("middle", "reason"), BETWEEN.values(), ids=BETWEEN.keys())
+def test_what_channels_pass_through(middle, reason):
+    model = between(middle()).double()
+    before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    pruned = lpslim.prune(model, IMAGE.double(), ratio=0.5)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert_exact(model, pruned, draw(IMAGE))
+    assert reason in pruned.left_alone.get("a", "")
+    assert ("a" in pruned.kept) == (not reason)
+    assert 1 <= len(pruned.kept["b"]) < 6
+    if reason:
+        assert f"left alone: a: {pruned.left_alone['a']}" in str(pruned).splitlines()
+        with pytest.raises(UserError, match=r"no layer can lose channels.*\n  a: "):
+            lpslim.prune(model, IMAGE.double(), ratio=0.5, protected=["b"])
+
+
+def test_what_only_training_calls():
+    model = between(nn.Identity(), training=lambda net, y: net.norm(y))
+    model.norm = nn.BatchNorm2d(8)
+    pruned = lpslim.prune(model, IMAGE, ratio=0.5)
+    assert "training fails" in pruned.left_alone.pop("a")
+    assert not pruned.left_alone
+    pruned.model.train()(torch.randn(2, 3, 8, 8))
+
+
+def test_without_the_check_it_is_the_users_risk():
+    pruned = lpslim.prune(between(nn.GroupNorm(8, 8)), IMAGE, target_params=0.4, round_to=2, check=False)
+    with pytest.raises(RuntimeError, match="divisible"):
+        pruned.model(IMAGE)
+
+
+def attention(net, x):
+    """Two heads by hand, residual streams around them and around an MLP."""
+    tokens = net.patch(x).flatten(2).mT
+    q, k, v = (layer(tokens).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (net.q, net.k, net.v))
+    tokens = tokens + net.o(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+    return net.head((tokens + net.down(F.gelu(net.up(tokens)))).mean(1))
+
+
+def chain(net, x):
+    for layer in list(net.children())[:-1]:
+        x = layer(x).relu()
+    return list(net.children())[-1](x.mean(tuple(range(2, x.ndim))) if x.ndim > 2 else x)
+
+
+# network, example, layers that lose units, layers that are left alone with words of the reason
+WHOLE = {
+    "attention": (lambda: Net(attention, patch=nn.Conv2d(3, 8, 2, 2), **{k: fc(8, 8) for k in "qkvo"},
+                              up=fc(8, 16), down=fc(16, 8), head=fc(8, 4)), IMAGE, {"up"}, {"q": "differ"}),
+    "functional": (lambda: Net(lambda net, x: net.f(net.up(net.m(*[net.a(x).flatten(2).mT] * 3)[0]).mean(1)),
+                               a=nn.Conv2d(3, 8, 2, 2), m=nn.MultiheadAttention(8, 2, batch_first=True),
+                               up=fc(8, 16), f=fc(16, 4)), IMAGE, {"up"}, {"m.out_proj": "nothing calls it"}),
+    "detached": (lambda: Net(lambda net, x: net.f((net.b(y := net.a(x)) * net.c(y.detach())).mean((2, 3))),
+                             a=conv(3, 8), b=conv(8, 6), c=conv(8, 6), f=fc(6, 4)),
+                 IMAGE, {"b"}, {"a": "fails"}),
+    "gate of one": (lambda: Net(lambda net, x: net.f(net.b((y := net.a(x)) * net.m(y)).mean((2, 3))),
+                                a=conv(3, 8), m=conv(8, 1), b=conv(8, 6), f=fc(6, 4)), IMAGE, {"a", "b"}, {}),
+    "width in a layer": (lambda: Net(chain, a=conv(3, 8), b=Scaled(8, 6, 3), c=conv(6, 5), f=fc(5, 4)),
+        IMAGE, {"b", "c"}, {"a": "differ"}),
+    "features": (lambda: Net(lambda net, x: ((y := net.a(x)), net.f(net.c(net.b(y).relu()).mean((2, 3)))),
+                             a=conv(3, 8), b=conv(8, 6), c=conv(6, 5), f=fc(5, 4)),
+                 IMAGE, {"b", "c"}, {"a": "outputs would be"}),
+    "pixel shuffle": (lambda: Net(chain, a=conv(3, 8), s=nn.PixelShuffle(2), b=conv(2, 6), f=fc(6, 4)),
+        IMAGE, {"b"}, {"a": "do not line up with 'b'"}),
+    "groups of 2, then 4": (lambda: Net(chain, a=conv(3, 8), d=conv(8, 8, groups=2), e=conv(8, 8, groups=4),
+                                        f=fc(8, 4)), IMAGE, {"a", "e"}, {"d": "in several ways, [2, 4]"}),
+    "not called": (lambda: Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))), a=conv(3, 8), f=fc(8, 4),
+                               old=fc(6, 2)), IMAGE, {"a"}, {"old": "nothing calls it"}),
+    "sequences": (lambda: Net(chain, a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(8, 6, 3), f=fc(6, 4)),
+                  torch.zeros(1, 3, 16), {"a", "b"}, {}),
+    "volumes": (lambda: Net(chain, a=nn.Conv3d(3, 8, 3), b=nn.Conv3d(8, 6, 1), f=fc(6, 4)),
+                torch.zeros(1, 3, 4, 8, 8), {"a", "b"}, {}),
+    "vectors": (lambda: Net(chain, a=fc(10, 8), b=fc(8, 6), f=fc(6, 4)), torch.zeros(1, 10), {"a", "b"}, {}),
+    "GRU": (lambda: Net(lambda net, x: net.g(net.f(net.r(net.a(x).mean(2).mT)[0][:, -1]).relu()),
+                        a=conv(3, 8), r=nn.GRU(8, 6, batch_first=True), f=fc(6, 5), g=fc(5, 4)),
+            IMAGE, {"f"}, {}),
+    "weight norm": (lambda: Net(chain, a=P.weight_norm(conv(3, 8)), b=conv(8, 6), f=fc(6, 4)),
+        IMAGE, {"b"}, {"a": "remove_parametrizations"}),
+    "spectral norm": (lambda: Net(chain, a=P.spectral_norm(conv(3, 8)), b=conv(8, 6), f=fc(6, 4)),
+        IMAGE, {"b"}, {"a": "is computed"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "example", "layers", "left"), WHOLE.values(), ids=WHOLE.keys())
+def test_whole_networks(build, example, layers, left, tmp_path):
+    model, example = build().double(), example.double()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    pruned = lpslim.prune(model, example, ratio=0.4)
+    assert set(pruned.kept) == layers
+    assert pruned.left_alone.keys() == left.keys()
+    assert all(words in pruned.left_alone[layer] for layer, words in left.items())
+    for name, buffer in pruned.model.named_buffers():  # such as u and v of a spectral norm
+        assert torch.equal(buffer, buffers[name])
+    pruned.model.eval()
+    if build is not WHOLE["features"][0]:
+        assert_exact(model, pruned, draw(example))
+    lpslim.save(tmp_path / "network", pruned)
+    loaded = lpslim.load(tmp_path / "network", model)
+    torch.testing.assert_close(loaded(example), pruned.model(example), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", [tuple, dict])
+def test_two_inputs(form, tmp_path):
+    model = Net(lambda net, x, key: net.g(net.b(net.a(x) * net.k(key)[..., None, None]).relu().mean((2, 3))),
+                a=conv(3, 8), k=fc(5, 8), b=conv(8, 6), g=fc(6, 4)).double().eval()  # fmt: skip
+    inputs = draw(IMAGE), draw(torch.zeros(1, 5))
+    example = tuple(value[:1] for value in inputs)
+    given = example if form is tuple else dict(zip(("x", "key"), example, strict=True))
+    pruned = lpslim.prune(model, given, ratio=0.5)
+    assert pruned.kept.keys() == {"a", "b"}
+    assert_exact(model, pruned, *inputs)
+    lpslim.save(tmp_path / "network", pruned)
+    assert torch.equal(lpslim.load(tmp_path / "network", model)(*inputs), pruned.model(*inputs))
+
+
+def patches(net, x):
+    """Fold the patches of an image into the batch."""
+    x = F.unfold(x, 4, stride=4).unflatten(1, (3, 4, 4)).movedim(-1, 1).flatten(0, 1)
+    return net.f(net.b(net.a(x).relu()).relu().mean((2, 3))).relu().mean(0)
+
+
+COUNTED = {
+    "transposed": lambda: Net(chain, a=conv(3, 16), t=nn.ConvTranspose2d(16, 8, 4, 2), b=conv(8, 24),
+                              f=fc(24, 4)),
+    "patches": lambda: Net(patches, a=conv(3, 16), b=conv(16, 16), f=fc(16, 4)),
+    "sequence first": lambda: Net(lambda net, x: net.g(net.f(net.a(x).flatten(2).permute(2, 0, 1)).mean(0)),
+                                  a=nn.Conv2d(3, 16, 4, 4), f=fc(16, 64), g=fc(64, 4)),
+    "loose scale": lambda: between(By(torch.mul, 1, 8, 1, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("build", COUNTED.values(), ids=COUNTED.keys())
+@pytest.mark.parametrize("target", ["target_flops", "target_params"])
+def test_targets_are_met_by_what_is_really_there(build, target):
+    model = build().eval()
+    pruned = lpslim.prune(model, IMAGE, round_to=2, **{target: 0.4})
+    sizes = []
+    for network in (model, pruned.model):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(IMAGE)
+        sizes.append((counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())))
+    assert sizes == [(cost.macs, cost.params) for cost in (pruned.dense, pruned.pruned)]
+    before, after = (size[target == "target_params"] for size in sizes)
+    assert pruned.reached == 1 - after / before == pytest.approx(0.4, abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_precision(dtype, tmp_path):
+    model, image = between(nn.BatchNorm2d(8)).to(dtype).eval(), IMAGE.to(dtype)
+    pruned = lpslim.prune(model, image, ratio=0.5)
+    assert pruned.kept.keys() == {"a", "b"}
+    lpslim.save(tmp_path / "network", pruned)
+    assert torch.equal(lpslim.load(tmp_path / "network", model)(image), pruned.model(image))
+
+
+def test_a_network_of_a_fixed_precision_is_compared_in_it():
+    model = between(By(lambda x: x.float()))  # then a layer in float64 cannot read it
+    comparison = Comparison(model, IMAGE)
+    assert comparison.tolerance == torch.finfo(torch.float32).eps ** 0.5
+    assert lpslim.prune(model, IMAGE, ratio=0.5).kept.keys() == {"a", "b"}
+
+
+def no_number(module):
+    if isinstance(module, nn.Conv2d):
+        module.weight.data.fill_(torch.nan)
+
+
+def inferring():
+    with torch.inference_mode():
+        return between(nn.Identity())
+
+
+def quantising():
+    model = between(nn.Identity()).train()
+    model.qconfig = get_default_qat_qconfig("fbgemm")
+    prepared = prepare_qat(model)
+    prepared(torch.randn(2, 3, 8, 8))  # measures the range of every channel
+    return prepared
+
+
+REFUSED = {
+    "quantising": (quantising, r"no layer can lose channels(.|\n)*\n  a: .*scale and zero-point"),
+    "masks": (lambda: between(l1_unstructured(conv(8, 8), "weight", 1)), r"cannot be copied .*prune\.rem"),
+    "NaN": (lambda: between(nn.Identity()).apply(no_number), r"a\.weight: has values that are not finite"),
+    "inference": (inferring, r"torch\.inference_mode\(\).*outside"),
+    "script": (lambda: torch.jit.script(conv(3, 8)), "a script cannot be cut"),
+    "one input of two": (lambda: Net(lambda net, x, y: net.a(x) + y), "cannot follow.*'y'"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("build", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused(build, message):
+    model = build()
+    with pytest.raises(UserError, match=message):
+        lpslim.prune(model, IMAGE, ratio=0.5)
+
+
+def test_a_network_that_was_pruned_twice_needs_the_first_result(tmp_path):
+    model = between(nn.Identity()).eval()
+    first = lpslim.prune(model, IMAGE, ratio=0.3, protected=["b"])
+    second = lpslim.prune(first.model, IMAGE, ratio=0.3, protected=["a"])
+    lpslim.save(tmp_path / "network", second)
+    with pytest.raises(UserError, match="pruned twice, the first result"):
+        lpslim.load(tmp_path / "network", model)
+    assert torch.equal(lpslim.load(tmp_path / "network", first.model)(IMAGE), second.model(IMAGE))
