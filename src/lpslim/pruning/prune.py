@@ -92,14 +92,10 @@ def prune(
     with eval_mode(smaller):
         units, left, graph, comparison = exactness.survey(smaller, example, protected, check)
         scores: dict[str, torch.Tensor] = {}
-        failing: dict[str, str] | None = None
-        while failing is None or failing:
-            left |= failing or {}
-            units = [unit for unit in units if unit.layer not in left]
-            if not units:
-                reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in left.items())
-                why = "all are protected, added, concatenated, tied, outputs or left alone"
-                raise UserError(f"no layer can lose channels: {why}{reasons}")
+        failing: dict[str, str] = {}
+        while failing or not scores:  # layers that fail in this choice keep their width, and it is made again
+            left |= failing
+            units = _remaining(units, left)
             dense = candidates(smaller, example, units, adjust=floor, floor=floor)
             dense.check(budget)
             if not scores:
@@ -113,8 +109,19 @@ def prune(
         before, after = dense.cost.dense, count(smaller, example) if check else dense.cost(widths)
     counts = {"target_flops": (after.macs, before.macs), "target_params": (after.params, before.params)}
     now, then = counts.get(key, (sum(widths), sum(unit.size for unit in units)))
-    budget_text, reached = f"{key}={value:g}", 1 - now / then
-    return Pruned(smaller, tuple(units), kept, before, after, example, budget_text, reached, left)
+    return Pruned(
+        smaller, tuple(units), kept, before, after, example, f"{key}={value:g}", 1 - now / then, left
+    )
+
+
+def _remaining(units: Sequence[Units], left: Mapping[str, str]) -> list[Units]:
+    """Return the units of layers that are not left alone; UserError, with the reasons, if there are none."""
+    remaining = [unit for unit in units if unit.layer not in left]
+    if not remaining:
+        reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in left.items())
+        why = "all are protected, added, concatenated, tied, outputs or left alone"
+        raise UserError(f"no layer can lose channels: {why}{reasons}")
+    return remaining
 
 
 def _only(budgets: Mapping[str, float | None]) -> tuple[str, float]:
