@@ -60,9 +60,7 @@ def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
     if config.regularizer.name != "none" and not config.regularizer.train.epochs:
         yield _fault("regularizer.train.epochs", 0, "1 or more, or regularizer=none")
     if config.protocol == "val" and not config.dataset.val_fraction:
-        yield _fault(
-            "protocol", "val", "last or paper with dataset.val_fraction=0, which leaves no such split"
-        )
+        yield _fault("protocol", "val", "last or paper with dataset.val_fraction=0, which leaves no split")
     elif config.protocol == "val" and config.model.weights and config.model.input == "image":
         yield _fault("protocol", "val", "last or paper with model.weights, which have seen the images of val")
     if config.retrain != "finetune" and not config.baseline.epochs and config.scratch.epochs is None:

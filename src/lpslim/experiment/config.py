@@ -63,7 +63,7 @@ class Model:
     """Network: one of a family's, by its name there, from random or from pretrained ``weights``.
 
     weights: a file, ``public`` (the literature's, with their normalisation), torchvision's name, or one in
-    lpslim.models.encoders. weights_dir: folder of published files; null: they are downloaded.
+    lpslim.models.encoders.
     """
 
     family: str = key(MISSING, one_of(*registry.choices("models.families")))
@@ -71,7 +71,7 @@ class Model:
     input: str = key("image", INPUT)
     floor: float = key(0.0, BELOW_ONE)  # share of its channels that a layer keeps which is not sensitive
     weights: str | None = key(None, WEIGHTS)
-    weights_dir: str | None = key(None, FOLDER, ignored=True)
+    weights_dir: str | None = key(None, FOLDER, ignored=True)  # of published files; null: they are downloaded
 
 
 @dataclass

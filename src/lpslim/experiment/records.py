@@ -49,10 +49,7 @@ class Size(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Samples(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Data set: its name and source, fingerprint of its content, metric, and number of samples.
-
-    mean, std: of the normalisation that published weights brought with them; None: the data set's own.
-    """
+    """Data set: its name and source, fingerprint of its content, metric, and number of samples."""
 
     name: str
     source: str
@@ -61,7 +58,7 @@ class Samples(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     train: Count
     val: Count
     test: Count
-    mean: list[float] | None = None
+    mean: list[float] | None = None  # of the normalisation that published weights brought; None: its own
     std: list[float] | None = None
 
 
@@ -122,15 +119,14 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         stages, model, ended = self.stages.keys(), self.config.get("model"), not self.diverged
         measured = {"baseline", "prune", "finetune"} <= self.accuracy.keys()
         protocols = {*PROTOCOLS} if self.data.val else {*PROTOCOLS} - {"val"}
+        fitting = all(accuracy.keys() == protocols for accuracy in self.accuracy.values())
         for fault, is_so in {
             "stages.finetune: is not the record's key": self.stages.get("finetune") != self.key,
             "groups, versions: not of all stages": not stages == self.groups.keys() == self.versions.keys(),
             "config.model.name: missing": not isinstance(model, dict) or "name" not in model,
             "cost: needs dense, pruned and both drops": ended and None in msgspec.structs.astuple(self.cost),
             "accuracy: needs baseline, prune and finetune": ended and not measured,
-            "accuracy: must hold last, paper, and val with a validation split": any(
-                accuracy.keys() != protocols for accuracy in self.accuracy.values()
-            ),
+            "accuracy: must hold last, paper, and val with a validation split": not fitting,
         }.items():
             if is_so:
                 raise ValueError(fault)
@@ -217,12 +213,8 @@ def make_record(
 def public(config: Config) -> dict[str, Any]:
     """Return a configuration without places on this machine; of a file of weights its name stays."""
     settings = asdict(config)
-    del (
-        settings["results_dir"],
-        settings["work_dir"],
-        settings["dataset"]["root"],
-        settings["model"]["weights_dir"],
-    )
+    del settings["results_dir"], settings["work_dir"]
+    del settings["dataset"]["root"], settings["model"]["weights_dir"]
     if config.model.weights:
         settings["model"]["weights"] = Path(config.model.weights).name
     return settings

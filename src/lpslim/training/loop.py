@@ -160,9 +160,8 @@ def fit(
                 if checkpoint and distributed.broadcast_from_main(lambda: checkpoint.due):
                     state.save(checkpoint)
         broadcast(list(model.buffers()))  # such as the statistics of batch-norm
-        splits = {"val": data.val, "test": data.test}
-        scores = {name: evaluate(model, split, task=data.task, share=share)
-                  for name, split in splits.items() if len(split)}  # fmt: skip
+        splits = {"val": data.val, "test": data.test} if len(data.val) else {"test": data.test}
+        scores = {name: evaluate(model, splits[name], task=data.task, share=share) for name in splits}
         state.check([sum(score["loss"] for score in scores.values())])  # finite if all are
         accuracies = {f"{name}_accuracy": score["accuracy"] for name, score in scores.items()}
         row = {"epoch": state.epoch + 1, "lr": optimizer.param_groups[0]["lr"],
