@@ -41,8 +41,8 @@ class Architecture:
     """What it takes to build a network, but for its weights.
 
     family: None for a network that lpslim cannot build; ``name`` is then its class's, and ``arguments`` tells
-    its example. input_shape: (C, H, W), or (3, longest) for tokens. kept: pruned layer -> original indices of its units
-    left. format: of files.
+    its example. input_shape: (C, H, W), or (3, longest) for tokens. kept: pruned layer -> original indices of
+    its units left. format: of files.
     """
 
     family: str | None
