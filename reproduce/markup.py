@@ -17,7 +17,7 @@ ALWAYS = ("Method", "Fine-tuned (%)", "Status")  # columns that stay even if all
 def words(value: Value) -> str:
     """Return a value as a reader sees it: a number is a difference and shows its sign."""
     if isinstance(value, Summary):
-        return value.text().partition(" (")[0]  # n has a column of its own
+        return value.text()
     if isinstance(value, float):
         return f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
     return "-" if value is None else plain(value)
