@@ -56,6 +56,8 @@ def test_the_pages_show_what_is_tested_here():
 
 @pytest.mark.parametrize("command", [run for run in RUNS if "glob(" not in run and "log_sum" not in run])
 def test_a_run_command_composes_and_passes_its_checks(command):
+    if "hydra/sweeper=search" in command:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'lpslim[search]'")
     assert configured(*first_job(command)).epoch_scale == 1
 
 
