@@ -1,9 +1,11 @@
-"""Statistics of a table cell: mean, deviation, comparison with a published value."""
+"""Statistics of a table cell: mean, deviation, confidence interval, comparison with a published value."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from scipy.special import stdtrit
 
 SPREAD_FROM = 3  # values; a deviation of fewer says more than is known
 ROUNDING = 1e-9  # a difference of two decimals is not exact in binary
@@ -30,6 +32,35 @@ def summary(values: Sequence[float]) -> Summary:
     n, mean = len(values), math.fsum(values) / len(values)
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
     return Summary(mean, sd, n)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of n values with its 95 % confidence interval by Student's t, None for one value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether the interval is known and contains 0: the sign of the mean may be chance."""
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Return the mean of ``values`` (n,) with its interval; ValueError as in ``summary``."""
+    found = summary(values)
+    if found.sd is None:
+        return Interval(found.mean, None, None, found.n)
+    half = float(stdtrit(found.n - 1, 0.975)) * found.sd / math.sqrt(found.n)
+    return Interval(found.mean, found.mean - half, found.mean + half, found.n)
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
+    """Return first minus second, seed by seed, over the seeds of both (ValueError: there is none)."""
+    return interval([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
 
 
 def verdict(measured: float, published: float, band: float) -> Literal["within", "below", "above"]:
