@@ -11,8 +11,12 @@ WORK ?= outputs
 # a smoke run proves the path: its records stay out of results/
 RESULTS ?= $(if $(filter smoke,$(PROFILE)),$(WORK)/smoke,results)
 
+# for `set -o pipefail`: the output of a sweep goes through tee, and its exit code must not be lost
+SHELL := /bin/bash
+
 .DEFAULT_GOAL := help
-.PHONY: help setup test check reproduce compare tables plots verify bench latency clean run-rows
+.PHONY: help setup test check reproduce reproduce-tables compare tables plots verify bench latency clean run-rows \
+	count-rows
 
 help:  ## list the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -43,10 +47,15 @@ ROWS_vgg16 = vgg16_cifar10
 ROWS_resnet = resnet_cifar10
 ROWS_resnet50 = resnet50_imagenet
 ROWS_bert = bert_glue
+TABLES = $(ROWS_vgg16) $(ROWS_resnet) $(ROWS_resnet50) $(ROWS_bert)
 
 reproduce-table-%: setup  ## a table of the paper: vgg16, resnet, resnet50 or bert; PROFILE=smoke|short|paper
 	@test -n "$(ROWS_$*)" || { echo "no table '$*': one of vgg16, resnet, resnet50, bert" >&2; exit 2; }
 	@$(MAKE) --no-print-directory run-rows ROWS=$(ROWS_$*)
+
+reproduce-tables: setup  ## all four of them, one after the other; PROFILE=smoke|short|paper
+	@ended=0; for rows in $(TABLES); do $(MAKE) --no-print-directory run-rows ROWS=$$rows || ended=$$?; done; \
+	$(MAKE) --no-print-directory count-rows ROWS='$(TABLES)'; exit $$ended
 
 compare: setup  ## every rival and control at the paper's ResNet-56 row (58.6 %); PROFILE=smoke|short|paper
 	@$(MAKE) --no-print-directory run-rows ROWS=compare
@@ -64,9 +73,17 @@ WANTED = $(words $(wildcard conf/experiment/$(ROWS)/*.yaml)) * $(words $(subst $
 run-rows:
 	@planned=$$($(BIN)/python run.py -m $(JOBS) --dry-run | tee /dev/stderr | sed -n 's/^sweep: \([0-9]*\) jobs.*/\1/p'); \
 	test "$$planned" = $$(($(WANTED))) || { echo "$(ROWS): $$planned jobs in place of $$(($(WANTED)))" >&2; exit 1; }
-	@ended=0; $(BIN)/python run.py -m $(JOBS) || ended=$$?; \
-	$(if $(MORE),$(BIN)/python run.py -m $(MORE) || ended=$$?;) \
-	$(BIN)/python -m reproduce.tables --results $(RESULTS) --protocol $(PROTOCOL) && exit $$ended
+	@set -o pipefail; mkdir -p $(WORK); ended=0; said=$(WORK)/$(ROWS).log; \
+	$(BIN)/python run.py -m $(JOBS) | tee $$said || ended=$$?; \
+	$(if $(MORE),$(BIN)/python run.py -m $(MORE) | tee -a $$said || ended=$$?;) \
+	echo; if test $$ended = 0; then echo "no job failed"; \
+	else grep -E '^  (FAILED|LOST)' $$said || echo "the sweep stopped with exit code $$ended"; fi; \
+	$(BIN)/python -m reproduce.tables --results $(RESULTS) --protocol $(PROTOCOL) \
+	--rows $(addprefix conf/experiment/,$(ROWS)) && exit $$ended
+
+count-rows:
+	@$(BIN)/python -m reproduce.tables --results $(RESULTS) --protocol $(PROTOCOL) \
+	--rows $(addprefix conf/experiment/,$(ROWS))
 
 tables: setup  ## render every table from the records in results/ (PROTOCOL=last|val|paper, OUTDATED=1)
 	$(BIN)/python -m reproduce.tables --results results --protocol $(PROTOCOL) --readme README.md $(if $(OUTDATED),--outdated)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
+from pathlib import Path
 from statistics import fmean
 
 from lpslim.base.errors import UserError
@@ -118,3 +119,21 @@ def run_command(experiment: str) -> str:
     """Return the command that measures an experiment as its file says."""
     seeds = "0,1,2,3,4" if experiment in FIVE_SEEDS else "0,1,2"
     return f"python run.py -m experiment={experiment} seed={seeds}"
+
+
+def how_to_run(table: str) -> str:
+    """Return the command that measures a row of a published table, with a place for the row's name."""
+    small = ", ".join(sorted(name.partition("/")[2] for name in FIVE_SEEDS if name.startswith(f"{table}/")))
+    return f"`{run_command(f'{table}/<row>')}`" + f" (`seed=0,1,2,3,4` for {small})" * bool(small)
+
+
+def progress(rows: Path, records: Iterable[Record]) -> str:
+    """Return how many experiment files of a folder have a record, which have none, and what diverged."""
+    own = [record for record in records if record.experiment.rpartition("/")[0] == rows.name]
+    names = sorted(path.stem for path in rows.glob("*.yaml"))
+    ended = {record.experiment.rpartition("/")[2] for record in own if not record.diverged}
+    missing = [name for name in names if name not in ended]
+    lost = sorted(f"{record.experiment} seed={record.seed}" for record in own if record.diverged)
+    parts = [f"{rows.name}: {len(names) - len(missing)} of {len(names)} rows have a record"]
+    parts += [f"none: {', '.join(missing)}"] * bool(missing) + [f"diverged: {', '.join(lost)}"] * bool(lost)
+    return "; ".join(parts)

@@ -1,12 +1,15 @@
-"""Claims: a published row beside what was measured for it, with a verdict or the reason why not."""
+"""Comparisons: a published row with what was measured for it, and the paper's method with every other one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
+from lpslim.base.hashing import canonical
+from lpslim.experiment.config import IGNORED_KEYS, Config, flat
 from lpslim.experiment.records import Record, Samples
-from lpslim.experiment.statistics import Summary, verdict
-from reproduce.aggregate import Group, best, grouped, outdated, run_command
-from reproduce.names import setting
+from lpslim.experiment.statistics import Interval, Summary, paired_difference, verdict
+from reproduce.aggregate import Group, best, grouped, outdated
+from reproduce.names import named, setting
 from reproduce.published import OURS, Row, dense_of
 
 # Points: smaller differences between methods are noise (docs/protocol.md); GLUE's development sets are small
@@ -20,6 +23,10 @@ COMPLETE = {  # samples: train with val, test
     "qnli": (104743, 5463), "qqp": (363846, 40430), "mnli": (392702, 9815),
 }  # fmt: skip
 
+KNOBS = ("p", "M", "rho", "lamb", "granularity", "retrain", "criterion")  # with the regulariser: a method
+DEFAULTS = dict(flat(asdict(Config())))
+METHOD = {*KNOBS, "regularizer", "scratch", "equal_epochs", "ratio", "seed"}  # what may differ under a roof
+
 Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
 
 
@@ -27,7 +34,7 @@ Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
 class Claim:
     """A published row, and one configuration that was measured for it, if there is any.
 
-    status: verdict, or the reason why there is none, with the command that fills the row.
+    status: verdict, or the reason why there is none.
     measured: column of the row -> value in its unit; empty where every run diverged.
     difference: measured minus published accuracy in points (or of the changes from the dense networks).
     """
@@ -57,9 +64,10 @@ def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Cla
     judged = [_judged(row, rows, group, configured, protocol) for group in configured]
     for group in best(grouped(run for run in every if run.differs), protocol, MOST):
         changed = ", ".join(setting(key, ours) for key, (_, ours) in sorted(group.first.differs.items()))
-        status = f"other settings: {changed}" + f"; {group.failure}" * (not group.runs)
+        how = f"short: {changed}, not judged" if is_short(group.first) else f"other settings: {changed}"
+        status = how + f"; {group.failure}" * (not group.runs)
         judged.append(Claim(row, status, group, _measured(row, group, protocol)))
-    return judged if configured else [Claim(row, f"not run: {run_command(row.experiment)}"), *judged]
+    return judged if configured else [Claim(row, "not run"), *judged]
 
 
 def _judged(row: Row, rows: Sequence[Row], group: Group, configured: Sequence[Group], protocol: str) -> Claim:
@@ -97,6 +105,11 @@ def _measured(row: Row, group: Group, protocol: str) -> dict[str, Summary]:
     return {row.column: group.accuracy("finetune", protocol), **costs}
 
 
+def is_short(record: Record) -> bool:
+    """Return whether a run is as its experiment file says, but for fewer epochs."""
+    return record.differs.keys() == {"epoch_scale"} and record.config["epoch_scale"] < 1
+
+
 def is_original(data: Samples) -> bool:
     """Return whether a record's data are those of the published tables, as far as it can tell.
 
@@ -111,3 +124,53 @@ def footnote(data: Samples) -> str:
     if is_original(data) and data.source.startswith(COPY):
         return f"{data.name}: {data.source} by JPEG copies; counts as the paper's data"
     return ""
+
+
+class Pair(NamedTuple):
+    """The paper's method and another under the same roof.
+
+    difference: its accuracy minus the other's in points, paired by seed; None if they share no seed.
+    """
+
+    ours: Record
+    name: str
+    difference: Interval | None
+    verdict: str
+
+
+def roofs(groups: Sequence[Group]) -> list[list[Group]]:
+    """Gather groups that differ in nothing but the method: same network, data set, target and fine-tune."""
+    gathered: dict[str, list[Group]] = {}
+    for group in groups:
+        config = {**DEFAULTS, **dict(flat(group.first.config))}  # a setting may be younger than a record
+        same = {k: v for k, v in config.items() if k not in IGNORED_KEYS and k.split(".")[0] not in METHOD}
+        if config["target_flops"] is config["target_params"] is None:
+            same["ratio"] = config["ratio"]
+        gathered.setdefault(canonical([same, group.first.data.fingerprint]), []).append(group)
+    return list(gathered.values())
+
+
+def pairs(groups: Sequence[Group], protocol: str) -> list[Pair]:
+    """Return the paper's method, with its constants, beside every other one under its roof."""
+    made = []
+    for together in roofs(groups):
+        if ours := next((group for group in together if group.runs and is_ours(group.first)), None):
+            made += [_pair(ours, *other, protocol) for other in named(together) if other[1] is not ours]
+    return made
+
+
+def is_ours(record: Record) -> bool:
+    """Return whether a record's method is the paper's with its own constants."""
+    fixed = {k: v for k, v in flat(record.config) if k.split(".")[0] in (*KNOBS, "regularizer")}
+    return all(value == DEFAULTS.get(k) for k, value in fixed.items() if "regularizer.train" not in k)
+
+
+def _pair(ours: Group, name: str, other: Group, protocol: str) -> Pair:
+    first, second = (
+        {run.seed: run.accuracy["finetune"][protocol] for run in group.runs} for group in (ours, other)
+    )
+    if not first.keys() & second.keys():
+        return Pair(ours.first, name, None, other.failure or "no seed in common")
+    found = paired_difference(first, second)
+    word = "inside the noise" if found.has_zero else f"Lp {'better' if found.mean > 0 else 'worse'}"
+    return Pair(ours.first, name, found, "one seed: no interval" if found.low is None else word)

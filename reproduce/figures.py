@@ -16,16 +16,15 @@ from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import plots, published
 from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
-from reproduce.compare import is_original
-from reproduce.names import PROTOCOL, named, shared
+from reproduce.compare import is_original, roofs
+from reproduce.names import PROTOCOL, budget, named, scaled, shared
 from reproduce.plots import ADMM, NEAR, Series, literal
 from reproduce.published import number
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
 FORMATS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 WIDTH, HEIGHT, LINE = 9.0, 4.0, 0.22  # inches; a figure's legend comes below its height
-BUDGETS = {"flops_drop": "multiply-adds", "params_drop": "parameters"}
-TITLE_WIDTH, SHORT = 100, 14  # characters; of short legend entries, six fit side by side
+TITLE_WIDTH, LEGEND_WIDTH, MARK = 100, 125, 7  # characters; a legend's mark takes as much room as so many
 
 
 def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
@@ -44,19 +43,19 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
             plots.channels(figure.axes[0], widths)
         title, rows = f"{title}, {groups[0].first.data.metric} {PROTOCOL[protocol]}", published.rows_of(pair)
         original = [group for group in groups if rows and is_original(group.first.data)]
-        if budget := one_budget(groups):
-            key, drop = budget
-            printed = [(row, number(row.cells.get(key, "NA")) or 0.0) for row in rows if original]
-            beside = [row for row, published_drop in printed if abs(published_drop - drop) < NEAR]
-            drawn = plots.series(pairs)
-            height = 1.4 + LINE * (len(beside) + sum(1 + label.count("\n") for _, label, _ in drawn))
-            figure = _figure(f"{title}, {drop:.0f} % of the {BUDGETS[key]} removed", 1, height)
-            plots.ranking(figure.axes[0], drawn, beside, protocol)
-            made[f"comparison_{slug(pair)}"] = figure
-        else:
-            drawn = plots.series(named(original or groups))
+        compared = max(roofs(groups), key=len)
+        if rows or len(compared) < len(groups) or len(groups) == 1:
             made[f"accuracy_vs_flops_{slug(pair)}"] = figure = _figure(title, 1)
-            plots.accuracy(figure.axes[0], drawn, rows if original else [], protocol)
+            own = [group for group in original if group.first.experiment in {row.experiment for row in rows}]
+            plots.accuracy(figure.axes[0], own or original or groups, rows if original else [], protocol)
+        if len(compared) > 1:
+            drop = compared[0].cost("flops_drop").mean
+            near = [row for row in rows if abs((number(row.cells["flops_drop"]) or 0.0) - drop) < NEAR]
+            beside, drawn = near if original else [], plots.series(named(compared))
+            height = 1.4 + LINE * (len(beside) + sum(1 + label.count("\n") for _, label, _ in drawn))
+            title = f"{title}, {budget(compared[0].first)}{scaled(compared[0].first)}"
+            made[f"comparison_{slug(pair)}"] = figure = _figure(title, 1, height)
+            plots.ranking(figure.axes[0], drawn, beside, protocol)
     return {name: _with_legend(figure) for name, figure in made.items()}
 
 
@@ -67,16 +66,6 @@ def _alike(pairs: Sequence[tuple[str, Group]], key: Callable[[Record], Any]) -> 
         if identity := key(group.first):
             alike.setdefault(identity, []).append((name, group))
     return plots.series((shared([name for name, _ in same]), same[0][1]) for same in alike.values())
-
-
-def one_budget(groups: Sequence[Group]) -> tuple[str, float] | None:
-    """Return which cost several groups on the same data reduce alike, and by how many percent."""
-    if len(groups) > 1 and len({group.first.data.source for group in groups}) == 1:
-        for key in BUDGETS:
-            drops = [group.cost(key).mean for group in groups]
-            if max(drops) - min(drops) < NEAR:
-                return key, sum(drops) / len(drops)
-    return None
 
 
 def _figure(title: str, panels: int, height: float = HEIGHT) -> Figure:
@@ -90,7 +79,7 @@ def _with_legend(figure: Figure) -> Figure:
     """Add one legend below a figure, and lay it out: a second time would move things a little."""
     pairs = [axes.get_legend_handles_labels() for axes in figure.axes]
     entries = {name: handle for pair in pairs for handle, name in zip(*pair, strict=True)}
-    columns = len(entries) if max(map(len, entries)) < SHORT or len(entries) <= 3 else 2
+    columns = max(1, min(len(entries), LEGEND_WIDTH // (MARK + max(map(len, entries)))))
     figure.legend(
         entries.values(), entries.keys(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns
     )

@@ -11,7 +11,8 @@ from reproduce.names import plain
 
 Value = str | float | Summary | None  # None: there is nothing to show
 Line = dict[str, Value]
-ALWAYS = ("Method", "Fine-tuned (%)", "Status")  # columns that stay even if all their cells are equal
+ALWAYS = ("Method", "Fine-tuned (%)", "Status", "Verdict")  # they stay even if all their cells are equal
+ONCE = ("n", "Data")  # said once if all cells that are not empty are equal
 
 
 def words(value: Value) -> str:
@@ -30,10 +31,22 @@ def texts(lines: Sequence[Line]) -> pd.DataFrame:
 
 def condensed(lines: Sequence[Line]) -> tuple[pd.DataFrame, str]:
     """Return a table's texts without the columns that are equal in all lines, and these as a remark."""
-    table = texts(lines)
-    same = [head for head in table if len(lines) > 1 and head not in ALWAYS and table[head].nunique() == 1]
-    equal = [f"{head}: {table[head].iloc[0]}" for head in same if table[head].iloc[0] != "-"]
-    return table.drop(columns=same), f"In all rows: {'; '.join(equal)}." if equal else ""
+    table, equal = texts(lines), {}
+    for head in table if len(lines) > 1 else ():
+        cells = list(dict.fromkeys(table[head]))
+        filled = [cell for cell in cells if cell != "-"]
+        if head not in ALWAYS and len(filled if head in ONCE else cells) <= 1:
+            equal[head] = "".join(filled) + " where measured" * (len(cells) > len(filled) > 0)
+    said = [f"{head}: {cell}" for head, cell in equal.items() if cell]
+    return table.drop(columns=list(equal)), f"In all rows: {'; '.join(said)}." if said else ""
+
+
+def section(lines: Sequence[Line]) -> str:
+    """Return a Markdown table, and below it what is equal in all its lines."""
+    if not lines:
+        return "Nothing has been measured for it yet."
+    table, remark = condensed(lines)
+    return markdown(table) + f"\n\n{escaped(remark)}" * bool(remark)
 
 
 def escaped(text: str) -> str:

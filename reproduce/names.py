@@ -58,6 +58,20 @@ def setting(key: str, value: Any) -> str:
     return f"{key}={WORDS.get(text, text)}"
 
 
+def budget(record: Record) -> str:
+    """Return what a run was asked to remove, such as ``50 % of the multiply-adds removed``."""
+    if share := record.config["target_flops"]:
+        return f"{100 * share:g} % of the multiply-adds removed"
+    key = "target_params" if record.config["target_params"] else "ratio"
+    return setting(key, record.config[key])
+
+
+def scaled(record: Record) -> str:
+    """Return what follows the name of runs whose epochs were scaled; empty if they were not."""
+    scale = record.config.get("epoch_scale", 1.0)
+    return f", {scale:g} of the epochs" if scale != 1 else ""
+
+
 def shared(labels: Sequence[str]) -> str:
     """Return what several names have in common, such as ``Lp p=5, M=1``; all of them if nothing."""
     parts = [label.split(", ") for label in labels]

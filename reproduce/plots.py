@@ -2,24 +2,25 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
-from lpslim.experiment.statistics import SPREAD_FROM
+from lpslim.experiment.statistics import SPREAD_FROM, interval
 from reproduce.aggregate import Group, grouped
-from reproduce.names import KINDS, plain
+from reproduce.names import KINDS, plain, scaled
 from reproduce.published import OURS, Row
 
 # Okabe and Ito's palette for colour-blind readers, without its yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "os^Dv<>Ph*X"
 MOST = len(COLOURS) * len(MARKERS)  # groups, no two of which have both in common
-GREY, PAPER = "#8A8A8A", "Ji et al., published"
+GREY, PAPER = "#8A8A8A", "Ji et al."
 HOLLOW: dict[str, Any] = {"color": "black", "marker": "v", "mfc": "none", "label": "published"}
 NEAR = 1.0  # points of a drop: one budget
 ADMM = {"primal", "dual", "sparsity", "capped"}  # what its outer iterations record
@@ -91,54 +92,64 @@ def channels(axes: Axes, drawn: Series) -> None:
     axes.set(xlabel="prunable layer (units before pruning)", ylabel="units kept (%)", ylim=(0, 104))
 
 
-def accuracy(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> None:
-    """Draw accuracy against FLOPs drop: fine-tuned filled, ± SD from three runs on, and published hollow."""
-    drops = [group.cost("flops_drop").mean for group, *_ in drawn]
+def accuracy(axes: Axes, groups: Sequence[Group], rows: Sequence[Row], protocol: str) -> None:
+    """Draw accuracy against FLOPs drop: measured filled, pale where epochs were scaled; published hollow."""
+    drops = [group.cost("flops_drop").mean for group in groups]
     step = max(0.3, (max(drops) - min(drops)) / 50)
-    for i, (group, label, style) in enumerate(drawn):
-        mean, sd = _spread(group, protocol)
+    methods = list(dict.fromkeys(group.first.method for group in groups))
+    for i, group in enumerate(groups):
+        mean, error, _ = _spread(group, protocol)
         place = drops[i] + step * sum(abs(drop - drops[i]) < NEAR for drop in drops[:i])
-        axes.errorbar(place, mean, sd, ms=7, ls="none", label=f"{label} (n={len(group.runs)})", **style)
-    for level in _dense_levels(drawn, protocol):
-        axes.axhline(level, color=GREY, lw=1, ls="--", label="dense network, measured")
+        style = marks(methods.index(group.first.method))
+        fill = to_rgba(style["color"], 0.3 if scaled(group.first) else 1.0)
+        label = literal(group.first.method) + scaled(group.first)
+        axes.errorbar(place, mean, error, ms=7, ls="none", mfc=fill, label=label, zorder=4, **style)
+    _dense(axes.axhline, groups, protocol)
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         points.setdefault(source(row), []).append((float(row.cells["flops_drop"]), row.accuracy or 0.0))
     for marker, (name, places) in zip(MARKERS, sorted(points.items()), strict=False):
         edge = "black" if name == PAPER else GREY
         axes.plot(*zip(*places, strict=True), marker, ms=7, mfc="none", mec=edge, label=name, zorder=3)
-    axes.set_xlabel("FLOPs drop (%); measured marks of one budget stand side by side")
-    axes.set_ylabel(f"test {drawn[0][0].first.data.metric} (%)")
-    axes.margins(0.12)
+    axes.set_xlabel("FLOPs drop (%)" + ("; hollow: published, filled: measured" if rows else ""))
+    axes.set_ylabel(f"test {groups[0].first.data.metric} (%)")
+    axes.margins(0.08)
 
 
 def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> None:
-    """Draw accuracies line by line, the best on top: fine-tuned ± SD, published hollow, the dense dashed."""
-    lines: list[Any] = [(row.accuracy, None, source(row), HOLLOW) for row in rows]
+    """Draw accuracies line by line, the best on top: mean with interval, seeds as dots, published hollow."""
+    counts = {len(group.runs) for group, *_ in drawn}
+    lines: list[Any] = [(row.accuracy, None, [], f"{source(row)}, published", HOLLOW) for row in rows]
     for group, label, _ in drawn:
         kind = {"label": literal(group.first.kind), **marks(KINDS.get(group.first.kind, len(KINDS)))}
-        lines.append((*_spread(group, protocol), f"{label} (n={len(group.runs)})", kind))
+        lines.append((*_spread(group, protocol), label + f" (n={len(group.runs)})" * (len(counts) > 1), kind))
     lines.sort(key=lambda line: line[0])
-    for place, (mean, sd, _, style) in enumerate(lines):
-        axes.errorbar(mean, place, xerr=sd, ms=7, ls="none", **style)
-    for level in _dense_levels(drawn, protocol):
-        axes.axvline(level, color=GREY, lw=1, ls="--", label="dense network, measured")
-    axes.set_yticks(range(len(lines)), [name for _, _, name, _ in lines])
-    axes.set(xlabel=f"test {drawn[0][0].first.data.metric} (%)", ylim=(-0.7, len(lines) - 0.3))
+    for place, (mean, error, seeds, _, style) in enumerate(lines):
+        axes.errorbar(mean, place, xerr=error, ms=7, ls="none", zorder=4, **style)
+        axes.plot(seeds, [place] * len(seeds), ".", ms=5, color=GREY, zorder=5)
+    _dense(axes.axvline, [group for group, *_ in drawn], protocol)
+    axes.set_yticks(range(len(lines)), [name for *_, name, _ in lines])
+    note = f", n = {min(counts)}" * (len(counts) == 1) + "; dots: seeds, bar: 95 % interval" * (
+        max(counts) > 1
+    )
+    axes.set(xlabel=f"test {drawn[0][0].first.data.metric} (%){note}", ylim=(-0.7, len(lines) - 0.3))
     axes.margins(x=0.08)
 
 
 def source(row: Row) -> str:
     """Return the name of a published method, without what tells its rows apart: ELC-0.5 is ELC."""
-    return PAPER if row.method == OURS else f"{row.method.split('-')[0]}, published"
+    return PAPER if row.method == OURS else row.method.split("-")[0]
 
 
-def _spread(group: Group, protocol: str) -> tuple[float, float | None]:
-    """Return mean and sample deviation of the fine-tuned accuracy, None below three runs."""
-    value = group.accuracy("finetune", protocol)
-    return value.mean, value.sd if value.n >= SPREAD_FROM else None
+def _spread(group: Group, protocol: str) -> tuple[float, float | None, list[float]]:
+    """Return mean, half of its 95 % interval (None below three runs), and each value of several seeds."""
+    values = [run.accuracy["finetune"][protocol] for run in group.runs]
+    found = interval(values)
+    half = found.mean - found.low if found.low is not None and found.n >= SPREAD_FROM else None
+    return found.mean, half, values if len(values) > 1 else []
 
 
-def _dense_levels(drawn: Series, protocol: str) -> list[float]:
-    groups = grouped((run for group, *_ in drawn for run in group.runs), "baseline")
-    return [group.accuracy("baseline", protocol).mean for group in groups]
+def _dense(line: Callable[..., Any], groups: Sequence[Group], protocol: str) -> None:
+    """Draw a dashed line per dense network."""
+    for dense in grouped((run for group in groups for run in group.runs), "baseline"):
+        line(dense.accuracy("baseline", protocol).mean, color=GREY, lw=1, ls="--", label="dense, measured")

@@ -5,23 +5,35 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from lpslim.base import files
 from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import markup, published
-from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
-from reproduce.compare import BAND, BANDS, Claim, claims, footnote
-from reproduce.markup import Line, escaped
+from reproduce.aggregate import (
+    Group,
+    best,
+    by_pair,
+    filter_outdated,
+    how_to_run,
+    progress,
+    slug,
+    with_protocol,
+)
+from reproduce.compare import BAND, BANDS, Claim, Pair, claims, footnote, is_short, pairs
+from reproduce.findings import answers, pair_line
+from reproduce.markup import Line, escaped, section
 from reproduce.names import PROTOCOL, named
 from reproduce.published import TITLES
 
-PLACE = {"depth": "Depth", "task": "Task", "block": "Block", "method": "Method", "schedule": "Schedule",
-         "finetune_epochs": "Epochs", "params_millions": "Params (M)"}  # fmt: skip
+PLACE = {"depth": "Depth", "task": "Task", "row": "Row", "block": "Block", "method": "Method",
+         "schedule": "Schedule", "finetune_epochs": "Epochs", "params_millions": "Params (M)"}  # fmt: skip
 CELLS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "score": "Score", "flops_drop": "FLOPs drop (%)",
          "params_drop": "Params drop (%)"}  # fmt: skip
 MOST = 50  # lines of a table of measurements on a page; the CSV file has all
+FRONT = ("comparison_cifar10_resnet20", "accuracy_vs_flops_cifar10_resnet56")  # README shows the first drawn
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PAGES = Path(__file__).parent / "pages"
 
@@ -29,7 +41,8 @@ PAGES = Path(__file__).parent / "pages"
 def published_line(claim: Claim) -> Line:
     """Return a line of a published table: what was measured beside what was published."""
     row, group = claim.row, claim.group
-    line: Line = {head: row.place[key] for key, head in PLACE.items() if key in row.place}
+    place = {**row.place, "row": row.experiment.rpartition("/")[2] or None}
+    line: Line = {head: place[key] for key, head in PLACE.items() if key in place}
     for column, head in CELLS.items():
         if column in row.cells:
             line[f"{head}, published"] = None if group and group.first.differs else row.cells[column]
@@ -59,61 +72,88 @@ def _measured_line(name: str, group: Group, protocol: str) -> Line:
 
 
 def overview_line(title: str, rows: Sequence[Sequence[Claim]]) -> Line:
-    """Return a line on a published table: how many ``rows`` of the paper's method are measured."""
+    """Return a line on a published table: how many ``rows`` of the paper's method are measured, and how."""
     configured = sum(row[0].group is not None for row in rows)
-    other = sum(row[0].group is None and len(row) > 1 for row in rows)
+    measured = [[claim.group.first for claim in row if claim.group] for row in rows if not row[0].group]
+    short = sum(any(map(is_short, runs)) for runs in measured)
     judged = [claim for row in rows for claim in row if claim.difference is not None]
     within = sum(claim.status.endswith("within") for claim in judged)
     return {
         "Table of the paper": title,
-        "Configured": f"{configured} of {len(rows)}",
-        "Other": str(other),
-        "Not run": str(len(rows) - configured - other),
-        "Difference": sum(claim.difference or 0.0 for claim in judged) / len(judged) if judged else None,
+        "As configured": f"{configured} of {len(rows)}",
+        "Short": str(short),
+        "Not run": str(len(rows) - configured - short),
+        "Difference": fmean(claim.difference or 0.0 for claim in judged) if judged else None,
         "Verdict": f"{within} of {len(judged)} within" if judged else None,
     }
 
 
 def documents(
     found: Sequence[Record], protocol: str, outdated: bool = False, figures: Sequence[str] = ()
-) -> tuple[dict[str, str], str, str]:
-    """Return ``{path below results: content}`` of tables and index page, README's block, and a summary."""
+) -> tuple[dict[str, str], dict[str, str], str]:
+    """Return tables and index page by their paths below results, blocks of pages by theirs, and a summary."""
     shown, old = filter_outdated(found, outdated)
     shown, lacking = with_protocol(shown, protocol)
     remarks = [f"- {escaped(text)}\n" for text in (*old, *lacking)]
     runs: dict[str, list[Record]] = {}
     for record in shown:
         runs.setdefault(record.experiment, []).append(record)
-    pages, overview, measured, sections, index = {}, [], [], [], []
+    pages, overview, paper, claimed = {}, [], [], []
     for table, title in TITLES.items():
         rows = published.read(table)
-        answers = [claims(row, rows, runs, protocol) for row in rows]
-        overview.append(overview_line(title, [answer for answer in answers if answer[0].row.experiment]))
-        lines = [published_line(claim) for answer in answers for claim in answer]
+        every = [claims(row, rows, runs, protocol) for row in rows]
+        overview.append(overview_line(title, [row for row in every if row[0].row.experiment]))
+        claimed += (flat := [claim for row in every for claim in row])
+        lines = [published_line(claim) for claim in flat]
         notes = [f"- {row.experiment}: {row.note}.\n" for row in rows if row.experiment and row.note]
         notes += [text for text in remarks if f": {table}/" in text]
-        sources = {footnote(c.group.first.data) for answer in answers for c in answer if c.group} - {""}
+        sources = {footnote(claim.group.first.data) for claim in flat if claim.group} - {""}
         notes += [f"- {escaped(text)}.\n" for text in sorted(sources)]
         content = {"title": title, "table": section(lines), "band": BANDS.get(table, BAND)}
-        pages[f"tables/table_{table}.md"] = page("table", protocol, notes, **content)
-        pages[f"tables/table_{table}.csv"] = markup.csv(lines)
-        pages[f"tables/table_{table}.tex"] = markup.latex(lines)
-    for pair, groups in by_pair(shown).items():
+        pages[f"tables/table_{table}.md"] = page("table", protocol, notes, how=how_to_run(table), **content)
+        pages |= written(f"table_{table}", lines)
+        if any(claim.group for claim in flat):
+            ours = [published_line(claim) for claim in flat if claim.row.experiment]
+            ours = [{k: v for k, v in line.items() if k not in ("Block", "Method")} for line in ours]
+            paper.append(f"### {title}\n\n{section(ours)}\n")
+    measured, sections, compared = _measured(shown, protocol, figures)
+    block = page("overview", protocol, table=markup.markdown(markup.texts(overview)))
+    front = [f"\n![{name}](results/figures/{name}.png)\n" for name in FRONT if name in figures][:1]
+    blocks = {"README.md": block + "".join(front), "docs/findings.md": answers(compared[:MOST], claimed)}
+    lines = [pair_line(pair) for pair in compared]
+    pages |= written("measured", measured) | written("paired", lines)
+    parts = {"overview": block, "paper": "\n".join(paper), "pairs": section(lines[:MOST])}
+    pages["README.md"] = page("index", protocol, remarks, **parts)
+    pages["README.md"] += "".join(f"\n{part}\n" for part in sections)
+    summary = [part for part in sections if not part.startswith("!")]
+    summary += [f"### The paper's method against the others\n\n{parts['pairs']}"]
+    return pages, blocks, "\n\n".join([*summary, f"### The paper's tables\n\n{block}", "".join(remarks)])
+
+
+def _measured(
+    shown: Sequence[Record], protocol: str, figures: Sequence[str]
+) -> tuple[list[Line], list[str], list[Pair]]:
+    """Return a line per configuration, the index page's tables and figures, and the pairs, by network."""
+    measured: list[Line] = []
+    sections, compared = [], []
+    for network, groups in by_pair(shown).items():
         metric = groups[0].first.data.metric
-        title = f"{pair[1]} on {pair[0]}" + f" ({metric})" * (metric != "accuracy")
+        title = f"{network[1]} on {network[0]}" + f" ({metric})" * (metric != "accuracy")
         lines = measured_lines(groups, protocol)
         measured += [{"Network": title, **line} for line in lines]
         if len(groups) > MOST:
             title += f", best {MOST} of {len(groups)}"
             lines = measured_lines(best(groups, protocol, MOST), protocol)
         sections.append(f"### {escaped(title)}\n\n{section(lines)}")
-        images = [name for name in sorted(figures) if name.endswith(f"_{slug(pair)}")]
-        index += [sections[-1], *(f"![{name}](figures/{name}.png)" for name in images)]
-    block = page("overview", protocol, table=markup.markdown(markup.texts(overview)))
-    pages["README.md"] = page("index", protocol, remarks, overview=block)
-    pages["README.md"] += "".join(f"\n{part}\n" for part in index)
-    pages["tables/measured.csv"] = markup.csv(measured)
-    return pages, block, "\n\n".join([*sections, f"### The paper's tables\n\n{block}", "".join(remarks)])
+        images = [name for name in sorted(figures) if name.endswith(f"_{slug(network)}")]
+        sections += [f"![{name}](figures/{name}.png)" for name in images]
+        compared += pairs(groups, protocol)
+    return measured, sections, compared
+
+
+def written(name: str, lines: Sequence[Line]) -> dict[str, str]:
+    """Return a table's CSV and LaTeX files by their paths below results."""
+    return {f"tables/{name}.csv": markup.csv(lines), f"tables/{name}.tex": markup.latex(lines)}
 
 
 def page(name: str, protocol: str, remarks: Sequence[str] = (), **content: object) -> str:
@@ -122,19 +162,13 @@ def page(name: str, protocol: str, remarks: Sequence[str] = (), **content: objec
     return text.format(protocol=PROTOCOL[protocol], remarks="".join(remarks), **content).rstrip() + "\n"
 
 
-def section(lines: Sequence[Line]) -> str:
-    """Return a Markdown table, and below it what is equal in all its lines."""
-    table, remark = markup.condensed(lines)
-    return markup.markdown(table) + f"\n\n{escaped(remark)}" * bool(remark)
-
-
-def update_readme(readme: Path, content: str) -> None:
-    """Replace what stands between the two markers in ``readme``; UserError where they are not there."""
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+def update_block(path: Path, content: str) -> None:
+    """Replace what stands between the two markers in a page; UserError where they are not there."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     parts = re.split(f"({BEGIN}|{END})", text)
     if parts[1::2] != [BEGIN, END]:
-        raise UserError(f"--readme {readme}: must be a file with {BEGIN} and {END} once each, in this order")
-    files.write_text(readme, f"{parts[0]}{BEGIN}\n{content}{END}{parts[-1]}")
+        raise UserError(f"--readme: {path} must have {BEGIN} and {END} once each, in this order")
+    files.write_text(path, f"{parts[0]}{BEGIN}\n{content}{END}{parts[-1]}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,21 +177,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/, tables/")
     parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to print")
     parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
-    parser.add_argument("--readme", type=Path, help=f"also renew the text between {BEGIN} and {END}")
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        help=f"also renew what stands between {BEGIN} and {END} there, and in docs/findings.md beside it",
+    )
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="print only how many of these experiment files have a record",
+    )
     options = parser.parse_args(arguments)
     results: Path = options.results
     try:
         found = records.read_all(results)
         figures = [path.stem for path in (results / "figures").glob("*.png")]
-        pages, overview, text = documents(found, options.protocol, options.outdated, figures)
-        if options.readme:
-            update_readme(options.readme, overview)
+        pages, blocks, text = documents(found, options.protocol, options.outdated, figures)
+        for name, content in blocks.items() if options.readme else ():
+            path = options.readme if name == "README.md" else options.readme.parent / name
+            if path == options.readme or path.exists():
+                update_block(path, content)
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     for name, content in pages.items():
         files.write_text(results / name, content)
-    print(text, f"Written: {results}/README.md and {results}/tables/", sep="\n")
+    for rows in options.rows:
+        page_of = f"tables/table_{rows.name}.md" if rows.name in TITLES else "README.md"
+        print(f"{progress(rows, found)}. Table: {results / page_of}")
+    if not options.rows:
+        print(text, f"Written: {results}/README.md and {results}/tables/", sep="\n")
     return 0
 
 

@@ -58,22 +58,46 @@ def test_channels_are_the_recorded_shares_and_protected_layers_are_whole():
 def test_published_is_hollow_and_beside_it_stands_only_what_is_of_its_data(made):
     (axes,) = made["accuracy_vs_flops_cifar10_vgg16"].axes
     drawn = lines(axes)
-    assert {line.get_mfc() for label, line in drawn.items() if label.endswith(", published")} == {"none"}
-    assert (82.0, 93.36) in zip(*drawn["Ji et al., published"].get_data(), strict=True)
-    assert drawn["dense network, measured"].get_ydata()[0] == 94.0
+    assert {drawn[name].get_mfc() for name in ("Ji et al.", "APIB")} == {"none"}
+    assert (82.0, 93.36) in zip(*drawn["Ji et al."].get_data(), strict=True)
+    assert drawn["dense, measured"].get_ydata()[0] == 94.0
     marks = sorted((c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in axes.containers)
     assert marks[:2] == [(60.6, 94.2), (70.0, 93.5)]
     assert 70.0 < marks[2][0] < 71.0  # of one budget: side by side
     assert len(marks) == 3
 
 
-def test_one_budget_is_ranked_beside_what_is_published_at_it():
-    runs = [synthetic.record(NAME, p=p, final=92 + p) for p in (2.5, 1.0)]
-    figure = draw(*runs)["comparison_cifar10_vgg16"]
+def test_scaled_epochs_are_pale_and_configurations_of_one_method_have_one_legend_entry():
+    short = {"epoch_scale": 0.1, "differs": {"epoch_scale": [1.0, 0.1]}}
+    runs = [*synthetic.seeds(NAME, [94.2, 94.4, 94.6]), synthetic.record(NAME, drop=70.0, ratio=0.7, **short)]
+    figure = draw(*runs, synthetic.record("own/row", p=3.0))["accuracy_vs_flops_cifar10_vgg16"]
+    whole, pale = figure.axes[0].containers  # and not what stands in no published table
+    assert [len(c.lines[2]) for c in (whole, pale)] == [1, 0]  # an interval from three seeds on
+    ends = whole.lines[2][0].get_segments()[0][:, 1]
+    assert list(ends) == pytest.approx([94.4 - 4.3027 * 0.2 / 3**0.5, 94.4 + 4.3027 * 0.2 / 3**0.5], abs=1e-3)
+    assert [c.lines[0].get_mfc()[3] for c in (whole, pale)] == [1.0, 0.3]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"Lp p=5, M=1", "Lp p=5, M=1, 0.1 of the epochs", "Ji et al."} < set(names)
+
+
+def test_methods_under_one_roof_are_ranked_beside_what_is_published_at_their_budget():
+    runs = [synthetic.record(NAME, p=p, final=92 + p, target_flops=0.606) for p in (2.5, 1.0)]
+    figure = draw(*runs, synthetic.record(NAME, target_flops=0.7))["comparison_cifar10_vgg16"]
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     ours, theirs = "Ji et al., published", "APIB, published"
-    assert names == ["Lp p=5, M=1, p=1 (n=1)", ours, ours, ours, theirs, ours, "Lp p=5, M=1, p=2.5 (n=1)"]
-    assert "61 % of the multiply-adds removed" in figure.get_suptitle()
+    assert names == ["Lp p=5, M=1, p=1", ours, ours, ours, theirs, ours, "Lp p=5, M=1, p=2.5"]
+    assert "60.6 % of the multiply-adds removed" in figure.get_suptitle()
+    assert figure.axes[0].get_xlabel() == "test accuracy (%), n = 1"
+
+
+def test_several_seeds_are_dots_on_the_line_of_their_mean():
+    runs = synthetic.seeds("a", [93.0, 93.5, 94.3], **OWN) + synthetic.seeds("b", [92.0], p=1.0, **OWN)
+    (axes,) = draw(*runs)["comparison_digits_vgg_small"].axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["Lp p=5, M=1, p=1 (n=1)", "Lp p=5, M=1, p=5 (n=3)"]
+    dots = [line for line in axes.get_lines() if line.get_marker() == "."]
+    assert [list(line.get_xdata()) for line in dots] == [[], [93.0, 93.5, 94.3]]
+    assert [c.lines[0].get_xdata()[0] for c in axes.containers] == pytest.approx([92.0, 93.6])
 
 
 def test_of_too_many_configurations_the_best_are_drawn_and_the_title_says_so(monkeypatch):
@@ -83,7 +107,7 @@ def test_of_too_many_configurations_the_best_are_drawn_and_the_title_says_so(mon
     figure = made["comparison_digits_vgg_small"]
     assert figure.get_suptitle().startswith("vgg_small on digits, best 2 of 3")
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert names == ["Lp p=5, M=1, p=2 (n=1)", "Lp p=5, M=1, p=3 (n=1)"]
+    assert names == ["Lp p=5, M=1, p=2", "Lp p=5, M=1, p=3"]
 
 
 def test_rendering_again_gives_the_same_bytes(tmp_path, capsys):

@@ -8,7 +8,6 @@ import pytest
 
 from lpslim.experiment.statistics import Summary
 from reproduce import markup, tables
-from reproduce.aggregate import run_command
 from tests.reproduce import synthetic
 
 NAME = "vgg16_cifar10/flops60_cos350"
@@ -50,7 +49,7 @@ def test_numbers_are_those_of_the_records_and_other_settings_have_their_own_line
     assert (row["n"], row["Status"]) == ("3", "within")
     index = next(i for i, line in enumerate(table) if line["Status"] == "other settings: p=3")
     own, other = table[index - 1], table[index]
-    assert own["Status"] == f"not run: {run_command('vgg16_cifar10/flops60_step100')}"
+    assert (own["Status"], own["Row"]) == ("not run", "flops60_step100")
     assert (own["Top-1 (%), published"], own["Top-1 (%), measured"]) == ("93.50", "")
     assert (other["Top-1 (%), published"], other["Top-1 (%), measured"]) == ("", "91.1")
 
@@ -80,11 +79,15 @@ def test_rendering_again_gives_the_same_bytes_and_links_what_is_there(results):
     assert {"figures/comparison_digits_vgg_small.png", "tables/measured.csv"} < set(links)
 
 
-def test_without_records_the_tables_name_the_commands(tmp_path):
+def test_without_records_the_tables_name_the_command_once(tmp_path):
     assert "0 of 7" in render(tmp_path)
     text = (tmp_path / "tables/table_vgg16_cifar10.md").read_text()
-    assert text.count("python run.py -m experiment=vgg16_cifar10/") == 7
-    assert "measured" not in text.split("\n")[2]  # no empty columns
+    assert text.count("python run.py -m experiment=vgg16_cifar10/<row> seed=0,1,2`") == 1
+    assert sum(line.rstrip(" |").endswith("not run") for line in text.splitlines()) == 7
+    head = next(line for line in text.splitlines() if line.startswith("|"))
+    assert "measured" not in head  # no empty columns
+    glue = (tmp_path / "tables/table_bert_glue.md").read_text()
+    assert "<row> seed=0,1,2` (`seed=0,1,2,3,4` for cola, mrpc, rte, stsb)" in glue
 
 
 def test_a_lossless_copy_of_the_data_has_its_footnote(tmp_path):
@@ -104,17 +107,70 @@ def test_outdated_records_are_shown_only_when_asked_for(tmp_path):
     assert re.search(r"Lp p=5, M=1 † .* 91.31", page)
 
 
+def page_with_markers(path):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"before\n{tables.BEGIN}\nstale\n{tables.END}\nafter\n")
+    return path
+
+
 def test_the_readme_gets_the_overview_and_nothing_else_changes(results):
-    readme = results / "page.md"
-    readme.write_text(f"before\n{tables.BEGIN}\nstale\n{tables.END}\nafter\n")
+    readme = page_with_markers(results / "page.md")
+    short = {"epoch_scale": 0.1, "differs": {"epoch_scale": [1.0, 0.1]}}
+    synthetic.write(results, synthetic.record("vgg16_cifar10/flops82_step300", **short))
     for _ in range(2):
         render(results, "--readme", str(readme))
     before, block, after = re.split("<!-- .* -->", readme.read_text())
     assert (before, after) == ("before\n", "\nafter\n")
     lines = [line for line in block.splitlines() if line.startswith("|")]
     vgg = [cell.strip() for cell in lines[2].split("|")]
-    assert vgg[2:-1] == ["2 of 7", "1", "4", "-0.13", "2 of 2 within"]
+    assert vgg[2:-1] == ["2 of 7", "1", "4", "-0.13", "2 of 2 within"]  # other settings are not its run
     assert [len(lines), max(map(len, lines)) <= 100] == [2 + 4, True]
+
+
+def test_the_readme_shows_the_first_figure_that_there_is(results):
+    readme = page_with_markers(results / "page.md")
+    render(results, "--readme", str(readme))
+    assert "![" not in readme.read_text()
+    (results / "figures").mkdir()
+    for name in reversed(tables.FRONT):
+        (results / "figures" / f"{name}.png").touch()
+        render(results, "--readme", str(readme))
+        assert re.findall(r"!\[.*", readme.read_text()) == [f"![{name}](results/figures/{name}.png)"]
+
+
+def test_the_papers_method_stands_beside_every_other_one_in_page_file_and_findings(results):
+    pages = page_with_markers(results / "page.md"), page_with_markers(results / "docs" / "findings.md")
+    own = {"data": synthetic.DIGITS, "model.name": "vgg_small", "p": 1.0}
+    synthetic.write(results, *synthetic.seeds("digits_vgg_small/l1", [92.0], method="L1 norm", **own))
+    page = render(results, "--readme", str(pages[0]))
+    rows = {row["Against"]: row for row in rows_of(results / "tables/paired.csv")}
+    row = rows["no ADMM"]  # differences of 0, 0 and -3: a deviation of 3 ** 0.5, so an error of 1
+    numbers = [float(row[head]) for head in ("Lp minus it (points)", "95 % from", "to")]
+    assert numbers == pytest.approx([-1, -1 - 4.3027, -1 + 4.3027], abs=1e-4)
+    assert (row["n"], row["Verdict"], row["Budget"]) == ("3", "inside the noise", "ratio=0.5")
+    assert re.search(r"\| no ADMM .*\| -1.00 .*\| -5.30 .*\| \+3.30 .*\| inside the noise +\|", page)
+    parts = dict(part.split("\n", 1) for part in pages[1].read_text().split("### ")[1:])
+    assert "-5.30" in parts["The same selection without the ADMM"]
+    assert "Nothing has been measured" in parts["The ADMM with an L1 penalty"]
+    assert {"L1 norm", "Lp p=5, no cap"} < set(re.split(r" *\| *", parts["Every other method"]))
+    published = parts["The published figures"]
+    assert re.search(r"flops60_cos350 +\| 94.36 +\| 94.40 ± 0.36 +\| 3 +\| \+0.04 +\| within", published)
+    assert "flops60_step100" not in published  # its settings are others
+
+
+def test_a_folder_of_rows_ends_with_its_count(results, capsys):
+    rows = results / "conf" / "vgg16_cifar10"
+    rows.mkdir(parents=True)
+    for row in ("flops60_cos350", "flops66_cos350", "new"):
+        (rows / f"{row}.yaml").touch()
+    synthetic.write(results, synthetic.lost(NAME, 7))
+    render(results, "--rows", str(rows), str(results / "conf" / "compare"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        f"vgg16_cifar10: 2 of 3 rows have a record; none: new; diverged: {NAME} seed=7. "
+        f"Table: {results}/tables/table_vgg16_cifar10.md"
+    )
+    assert second == f"compare: 0 of 0 rows have a record. Table: {results}/README.md"
 
 
 @pytest.mark.parametrize(
