@@ -1,7 +1,10 @@
 """Findings: what the records answer, question by question, as tables."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
+from lpslim.experiment.records import Record
+from reproduce.aggregate import Group
 from reproduce.compare import Claim, Pair, is_short
 from reproduce.markup import Line, section
 from reproduce.names import budget
@@ -11,12 +14,14 @@ QUESTIONS = {  # name of a method, before what tells its configurations apart ->
     "L1": "The ADMM with an L1 penalty",
     "random, same widths": "Random channels at the same widths",
 }
-OTHER, PUBLISHED = "Every other method", "The published figures"
+OTHER, PUBLISHED, COURSE = "Every other method", "The published figures", "Z in the course of the ADMM"
 
 
 def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
-    """Return the paper's method beside the others, then beside what was published, with headings."""
-    parts: dict[str, list[Line]] = {heading: [] for heading in (*QUESTIONS.values(), OTHER, PUBLISHED)}
+    """Return the paper's method beside the others and beside what was published, and what its Z does."""
+    parts: dict[str, list[Line]] = {
+        heading: [] for heading in (*QUESTIONS.values(), OTHER, PUBLISHED, COURSE)
+    }
     for pair in pairs:
         heading = next(
             (QUESTIONS[name] for name in QUESTIONS if f"{pair.name},".startswith(f"{name},")), OTHER
@@ -28,14 +33,16 @@ def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
             line: Line = {"Row": row.experiment, "Published": row.cells[row.column]}
             line |= {"Measured": claim.measured.get(row.column), "n": group.n}
             parts[PUBLISHED].append({**line, "Difference": claim.difference, "Status": claim.status})
+    ours = {id(pair.ours): pair.ours for pair in pairs}
+    parts[COURSE] = [course_line(group) for group in ours.values() if group.first.convergence]
     return "\n\n".join(f"### {heading}\n\n{section(lines)}" for heading, lines in parts.items()) + "\n"
 
 
 def pair_line(pair: Pair) -> Line:
     """Return a line on the paper's method and another one."""
-    ours, found = pair.ours, pair.difference
+    ours, found = pair.ours.first, pair.difference
     return {
-        "Network": f"{ours.config['model']['name']} on {ours.data.name}",
+        "Network": network(ours),
         "Budget": budget(ours),
         "Fine-tune": f"{ours.epochs['finetune']} epochs",
         "Against": pair.name,
@@ -45,3 +52,23 @@ def pair_line(pair: Pair) -> Line:
         "n": str(found.n) if found else None,
         "Verdict": pair.verdict,
     }
+
+
+def course_line(group: Group) -> Line:
+    """Return a line on a configuration's Z after each outer iteration, mean over seeds."""
+    iterations = list(zip(*(run.convergence for run in group.runs), strict=False))
+    shares = [
+        " / ".join(f"{100 * fmean(row[key] for row in rows):.1f}" for rows in iterations)
+        for key in ("sparsity", "capped")
+    ]
+    return {
+        "Network": network(group.first),
+        "Zeros in Z (%)": shares[0],
+        "Capped (%)": shares[1],
+        "n": group.n,
+    }
+
+
+def network(run: Record) -> str:
+    """Return a run's network and data set."""
+    return f"{run.config['model']['name']} on {run.data.name}"

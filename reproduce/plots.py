@@ -111,7 +111,8 @@ def accuracy(axes: Axes, groups: Sequence[Group], rows: Sequence[Row], protocol:
     for marker, (name, places) in zip(MARKERS, sorted(points.items()), strict=False):
         edge = "black" if name == PAPER else GREY
         axes.plot(*zip(*places, strict=True), marker, ms=7, mfc="none", mec=edge, label=name, zorder=3)
-    axes.set_xlabel("FLOPs drop (%)" + ("; hollow: published, filled: measured" if rows else ""))
+    notes = ["FLOPs drop (%), measured marks of one budget side by side", "hollow: published"]
+    axes.set_xlabel("; ".join([*notes[: 1 + bool(rows)], "bar: 95 % interval over seeds"]))
     axes.set_ylabel(f"test {groups[0].first.data.metric} (%)")
     axes.margins(0.08)
 

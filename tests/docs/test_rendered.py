@@ -1,5 +1,6 @@
-"""The committed tables, and the block in README, are those that the committed records give."""
+"""The committed tables, and the blocks in README and findings, are those that the committed records give."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,16 @@ def test_the_committed_tables_are_those_of_the_records(rendered):
         assert (RESULTS / name).read_text(encoding="utf-8") == content, f"{name}: make tables"
 
 
-def test_the_readme_is_that_of_the_records(rendered):
-    _, block, _ = rendered
-    content = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert content.partition(tables.BEGIN)[2].partition(tables.END)[0] == f"\n{block}", "make tables"
+@pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
+def test_a_page_has_the_block_of_the_records_and_no_image_that_is_missing(rendered, name):
+    _, blocks, _ = rendered
+    content = (ROOT / name).read_text(encoding="utf-8")
+    assert content.partition(tables.BEGIN)[2].partition(tables.END)[0] == f"\n{blocks[name]}", "make tables"
+    assert all(
+        (ROOT / name).parent.joinpath(image).exists() for image in re.findall(r"!\[.*\]\((.*)\)", content)
+    )
+
+
+def test_findings_stay_short():
+    words = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8").split()
+    assert sum(any(map(str.isalnum, word)) for word in words) <= 900
