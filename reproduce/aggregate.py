@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from pathlib import Path
-from statistics import fmean
 
 from lpslim.base.errors import UserError
 from lpslim.experiment.records import RULE, VERSIONS, Record
@@ -85,11 +84,10 @@ def slug(pair: Sequence[str]) -> str:
 
 def best(groups: Sequence[Group], protocol: str, most: int) -> Sequence[Group]:
     """Return all groups, or of more than ``most`` those of the highest accuracy."""
-
-    def mean(group: Group) -> float:
-        return fmean(run.accuracy["finetune"][protocol] for run in group.runs)
-
-    return groups if len(groups) <= most else nlargest(most, (g for g in groups if g.runs), key=mean)
+    if len(groups) <= most:
+        return groups
+    ended = [group for group in groups if group.runs]
+    return nlargest(most, ended, key=lambda group: group.accuracy("finetune", protocol).mean)
 
 
 def outdated(record: Record) -> str:

@@ -115,14 +115,14 @@ def documents(
         if any(claim.group for claim in flat):
             ours = [published_line(claim) for claim in flat if claim.row.experiment]
             ours = [{k: v for k, v in line.items() if k not in ("Block", "Method")} for line in ours]
-            paper.append(f"### {title}\n\n{section(ours)}\n")
+            paper.append(f"\n### {title}\n\n{section(ours)}\n")
     measured, sections, compared = _measured(shown, protocol, figures)
     block = page("overview", protocol, table=markup.markdown(markup.texts(overview)))
     front = [f"\n![{name}](results/figures/{name}.png)\n" for name in FRONT if name in figures][:1]
     blocks = {"README.md": block + "".join(front), "docs/findings.md": answers(compared[:MOST], claimed)}
     lines = [pair_line(pair) for pair in compared]
     pages |= written("measured", measured) | written("paired", lines)
-    parts = {"overview": block, "paper": "\n".join(paper), "pairs": section(lines[:MOST])}
+    parts = {"overview": block, "paper": "".join(paper), "pairs": section(lines[:MOST])}
     pages["README.md"] = page("index", protocol, remarks, **parts)
     pages["README.md"] += "".join(f"\n{part}\n" for part in sections)
     summary = [part for part in sections if not part.startswith("!")]

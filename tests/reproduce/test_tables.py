@@ -156,6 +156,7 @@ def test_the_papers_method_stands_beside_every_other_one_in_page_file_and_findin
     published = parts["The published figures"]
     assert re.search(r"flops60_cos350 +\| 94.36 +\| 94.40 ± 0.36 +\| 3 +\| \+0.04 +\| within", published)
     assert "flops60_step100" not in published  # its settings are others
+    assert "50.0 / 75.0 / 83.3 / 87.5 / 90.0" in parts["Z in the course of the ADMM"]
 
 
 def test_a_folder_of_rows_ends_with_its_count(results, capsys):
