@@ -51,7 +51,7 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
         if len(compared) > 1:
             drop = compared[0].cost("flops_drop").mean
             near = [row for row in rows if abs((number(row.cells["flops_drop"]) or 0.0) - drop) < NEAR]
-            beside, drawn = near if original else [], plots.series(named(compared))
+            beside, drawn = near if compared[0] in original else [], plots.series(named(compared))
             height = 1.4 + LINE * (len(beside) + sum(1 + label.count("\n") for _, label, _ in drawn))
             title = f"{title}, {budget(compared[0].first)}{scaled(compared[0].first)}"
             made[f"comparison_{slug(pair)}"] = figure = _figure(title, 1, height)

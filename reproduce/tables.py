@@ -177,19 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/, tables/")
     parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to print")
     parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        help=f"also renew what stands between {BEGIN} and {END} there, and in docs/findings.md beside it",
-    )
-    parser.add_argument(
-        "--rows",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FOLDER",
-        help="print only how many of these experiment files have a record",
-    )
+    parser.add_argument("--readme", type=Path, help="renew the marked text there and in docs/findings.md")
+    parser.add_argument("--rows", type=Path, nargs="+", default=[], help="folders of experiments to count")
     options = parser.parse_args(arguments)
     results: Path = options.results
     try:

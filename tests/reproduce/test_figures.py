@@ -88,6 +88,9 @@ def test_methods_under_one_roof_are_ranked_beside_what_is_published_at_their_bud
     assert names == ["Lp p=5, M=1, p=1", ours, ours, ours, theirs, ours, "Lp p=5, M=1, p=2.5"]
     assert "60.6 % of the multiply-adds removed" in figure.get_suptitle()
     assert figure.axes[0].get_xlabel() == "test accuracy (%), n = 1"
+    runs = [synthetic.record(NAME, p=p, target_flops=0.606, data=synthetic.JPEG) for p in (2.5, 1.0)]
+    (axes,) = draw(*runs, synthetic.record(NAME, target_flops=0.7))["comparison_cifar10_vgg16"].axes
+    assert len(axes.get_yticklabels()) == 2  # other data: nothing published stands beside them
 
 
 def test_several_seeds_are_dots_on_the_line_of_their_mean():
