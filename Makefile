@@ -15,7 +15,7 @@ RESULTS ?= $(if $(filter smoke,$(PROFILE)),$(WORK)/smoke,results)
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check reproduce reproduce-tables compare tables plots verify bench latency clean run-rows \
+.PHONY: help setup test check reproduce reproduce-tables compare tables plots report verify bench latency clean run-rows \
 	count-rows
 
 help:  ## list the targets
@@ -90,6 +90,13 @@ tables: setup  ## render every table from the records in results/ (PROTOCOL=last
 
 plots: setup  ## draw every figure from the records in results/ (PROTOCOL=last|val|paper, OUTDATED=1)
 	$(BIN)/python -m reproduce.figures --results results --protocol $(PROTOCOL) $(if $(OUTDATED),--outdated)
+
+report: $(VENV)/.report  ## a page of all results, results/index.html, that opens from the disk (PROTOCOL=, OUTDATED=1)
+	$(BIN)/python -m reproduce.report --results results --protocol $(PROTOCOL) $(if $(OUTDATED),--outdated)
+
+$(VENV)/.report: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[report]'
+	touch $@
 
 verify: setup  ## are records and stored stages what was written?
 	$(BIN)/python -m lpslim.experiment.verify --results results --work-dir $(WORK)

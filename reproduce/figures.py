@@ -56,7 +56,7 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
             title = f"{title}, {budget(compared[0].first)}{scaled(compared[0].first)}"
             made[f"comparison_{slug(pair)}"] = figure = _figure(title, 1, height)
             plots.ranking(figure.axes[0], drawn, beside, protocol)
-    return {name: _with_legend(figure) for name, figure in made.items()}
+    return {name: with_legend(figure) for name, figure in made.items()}
 
 
 def _alike(pairs: Sequence[tuple[str, Group]], key: Callable[[Record], Any]) -> Series:
@@ -75,7 +75,7 @@ def _figure(title: str, panels: int, height: float = HEIGHT) -> Figure:
     return figure
 
 
-def _with_legend(figure: Figure) -> Figure:
+def with_legend(figure: Figure) -> Figure:
     """Add one legend below a figure, and lay it out: a second time would move things a little."""
     pairs = [axes.get_legend_handles_labels() for axes in figure.axes]
     entries = {name: handle for pair in pairs for handle, name in zip(*pair, strict=True)}

@@ -95,7 +95,7 @@ def channels(axes: Axes, drawn: Series) -> None:
 def accuracy(axes: Axes, groups: Sequence[Group], rows: Sequence[Row], protocol: str) -> None:
     """Draw accuracy against FLOPs drop: measured filled, pale where epochs were scaled; published hollow."""
     drops = [group.cost("flops_drop").mean for group in groups]
-    step = max(0.3, (max(drops) - min(drops)) / 50)
+    step = max(0.3, (max(drops, default=0.0) - min(drops, default=0.0)) / 50)
     methods = list(dict.fromkeys(group.first.method for group in groups))
     for i, group in enumerate(groups):
         mean, error, _ = _spread(group, protocol)
@@ -113,7 +113,7 @@ def accuracy(axes: Axes, groups: Sequence[Group], rows: Sequence[Row], protocol:
         axes.plot(*zip(*places, strict=True), marker, ms=7, mfc="none", mec=edge, label=name, zorder=3)
     notes = ["FLOPs drop (%), measured marks of one budget side by side", "hollow: published"]
     axes.set_xlabel("; ".join([*notes[: 1 + bool(rows)], "bar: 95 % interval over seeds"]))
-    axes.set_ylabel(f"test {groups[0].first.data.metric} (%)")
+    axes.set_ylabel(f"test {groups[0].first.data.metric if groups else 'accuracy'} (%)")
     axes.margins(0.08)
 
 

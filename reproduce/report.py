@@ -1,0 +1,206 @@
+"""A page of everything that was measured, in one file that loads nothing: ``python -m reproduce.report``."""
+
+import argparse
+import html
+import io
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from lpslim.base import files
+from lpslim.base.errors import UserError
+from lpslim.experiment import records
+from lpslim.experiment.records import Record
+from reproduce import figures, markup, plots, published
+from reproduce.aggregate import (
+    Group,
+    best,
+    by_pair,
+    filter_outdated,
+    outdated,
+    run_command,
+    slug,
+    with_protocol,
+)
+from reproduce.compare import BAND, BANDS, Claim, claims, pairs
+from reproduce.details import details, identity
+from reproduce.findings import pair_line
+from reproduce.markup import Line
+from reproduce.names import PROTOCOL, plain
+from reproduce.published import OURS, TITLES
+from reproduce.tables import FRONT, MOST, PAGES, measured_lines, overview_line, published_line
+
+STYLE = {"svg.fonttype": "none", "savefig.transparent": True}  # texts stay texts
+THEME = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#e8e8e8": "var(--rule)"}  # light or dark
+
+
+def page(found: Sequence[Record], protocol: str, with_outdated: bool = False) -> str:
+    """Return the page, with the accuracies of ``protocol`` and, if asked for, what older code measured."""
+    shown, old = filter_outdated(found, with_outdated)
+    shown, lacking = with_protocol(shown, protocol)
+    with matplotlib.style.context([figures.STYLE, STYLE]):
+        drawn = figures.figures(shown, protocol)
+        compared = [_compared(pair, groups, protocol, drawn) for pair, groups in by_pair(shown).items()]
+        paper = [_paper(table, shown, protocol) for table in TITLES]
+    environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
+    return environment.get_template("report.html").render(
+        protocol=PROTOCOL[protocol],
+        remarks=[*old, *lacking],
+        overview=markup.texts([part["overview"] for part in paper]),
+        paper=paper,
+        compared=compared,
+        first=max((part for part in compared if part["figure"]), key=lambda part: part["rank"], default=None),
+        listing=_listing(shown, protocol) if shown else "",
+        runs=[details(run, protocol) for run in shown],
+        diverged=sum(run.diverged is not None for run in shown),
+    )
+
+
+def _paper(table: str, shown: Sequence[Record], protocol: str) -> dict[str, Any]:
+    """Return what the page says of one table of the paper."""
+    rows = published.read(table)
+    runs: dict[str, list[Record]] = {}
+    for record in shown:
+        runs.setdefault(record.experiment, []).append(record)
+    answers = [claims(row, rows, runs, protocol) for row in rows]
+    every = [claim for answer in answers for claim in answer]
+    lines: dict[bool, list[Line]] = {True: [], False: []}
+    for claim in every:
+        lines[claim.row.method == OURS or claim.row.is_dense].append(published_line(claim))
+    ours = [answer for answer in answers if answer[0].row.experiment]
+    return {
+        "title": TITLES[table],
+        "name": table,
+        "overview": overview_line(TITLES[table], ours),
+        "ours": markup.condensed(lines[True]),
+        "others": markup.condensed(lines[False]),
+        "figure": _against_flops(table, every, protocol),
+        "measured": any(claim.measured for claim in every),
+        "rows": len(ours),
+        "missing": [run_command(claim.row.experiment) for claim, *_ in ours if claim.group is None],
+        "target": f"make reproduce-table-{table.partition('_')[0]} PROFILE=paper",
+        "band": BANDS.get(table, BAND),
+    }
+
+
+def _against_flops(table: str, every: Sequence[Claim], protocol: str) -> Markup | None:
+    """Draw accuracy against FLOPs drop, a panel per network; None for a table without FLOPs."""
+    networks = [pair for pair, (name, _) in published.PAIRS.items() if name == table]
+    if not networks:
+        return None
+    figure = Figure(figsize=(figures.WIDTH, figures.HEIGHT))
+    for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+        rows = published.rows_of(network)
+        groups = [claim.group for claim in every if claim.group and claim.measured and claim.row in rows]
+        plots.accuracy(axes, groups, rows, protocol)
+        axes.set(title=network[1] if len(networks) > 1 else "", xlabel="FLOPs drop (%)")
+    alternative = f"{TITLES[table]}: accuracy against FLOPs drop, published and measured, as in the table"
+    return svg(figures.with_legend(figure), alternative)
+
+
+def _compared(
+    network: tuple[str, str], groups: Sequence[Group], protocol: str, drawn: Mapping[str, Figure]
+) -> dict[str, Any]:
+    """Return what the page says of the methods that pruned one network on one data set."""
+    shown, name, metric = best(groups, protocol, MOST), slug(network), groups[0].first.data.metric
+    title = f"{network[1]} on {network[0]}" + f" ({metric})" * (metric != "accuracy")
+    title += f", best {len(shown)} of {len(groups)}" * (len(shown) < len(groups))
+    kinds = [kind for kind in (f"comparison_{name}", f"accuracy_vs_flops_{name}") if kind in drawn]
+    caption = plain(drawn[kinds[0]].get_suptitle()).replace(r"\$", "$") if kinds else ""
+    if kinds:
+        drawn[kinds[0]].suptitle("")
+    return {
+        "title": title,
+        "name": name,
+        "lines": markup.condensed(measured_lines(shown, protocol)),
+        "figure": svg(drawn[kinds[0]], f"{caption}; the numbers stand in the table") if kinds else None,
+        "caption": caption,
+        "differences": markup.condensed([pair_line(pair) for pair in pairs(groups, protocol)[:MOST]]),
+        "rank": (bool({*kinds} & {*FRONT}), max(len(group.runs) for group in groups), len(groups)),
+    }
+
+
+def _listing(shown: Sequence[Record], protocol: str) -> Markup:
+    """Return the table of all runs, which itables makes sortable and searchable."""
+    from itables.javascript import generate_init_offline_itables_html, to_html_datatable  # of the extra
+    from itables.options import dt_bundle
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"  # a dash is no text to the table, and sorts last
+
+    lines = []
+    for run in shown:
+        final, dense = (run.accuracy.get(stage, {}).get(protocol) for stage in ("finetune", "baseline"))
+        name = f"{run.experiment} {run.key[:6]}"
+        line = {
+            "Run": Markup('<a href="#{}">{}</a>').format(identity(run), name), "Method": plain(run.method),
+            "Network": run.config["model"]["name"], "Data": run.data.name, "Seed": run.seed,
+            "Final (%)": number(final), "Dense (%)": number(dense),
+            "FLOPs drop (%)": number(run.cost.flops_drop), "Params drop (%)": number(run.cost.params_drop),
+            "Epochs": sum(run.epochs.values()), "Hours": number(sum(run.seconds.values()) / 3600),
+            "State": _state(run),
+        }  # fmt: skip
+        lines.append({head: str(Markup.escape(cell)) for head, cell in line.items()})
+    table = pd.DataFrame(lines)
+    filtered = [list(table).index(head) for head in ("Method", "Network", "Data", "State")]
+    options: dict[str, Any] = {
+        "table_id": "all-runs", "classes": "display compact", "style": "width:100%", "showIndex": False,
+        "connected": False, "allow_html": True, "maxBytes": 0, "pageLength": 25,
+        "text_in_header_can_be_selected": False,  # a click there sorts
+        "columnDefs": [{"targets": filtered, "columnControl": [["searchList"]]}],
+    }  # fmt: skip
+    return Markup(generate_init_offline_itables_html(dt_bundle) + to_html_datatable(table, **options))
+
+
+def _state(run: Record) -> str:
+    if end := run.diverged:
+        return f"diverged ({end.stage}, epoch {end.epoch})"
+    return "outdated" if outdated(run) else "other settings" if run.differs else "complete"
+
+
+def svg(figure: Figure, alternative: str) -> Markup:
+    """Return a figure as a part of the page, in its colours, with the text that stands in for it."""
+    buffer, metadata = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": alternative}):  # no two figures share an identity
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    text = buffer.getvalue()
+    text = re.sub(r' id="[A-Za-z.]+(2d)?_\d+"|<metadata>.*?</metadata>', "", text, flags=re.S)
+    text = re.sub(r"\s*\n\s*", " ", text[text.index("<svg") :])
+    for colour, variable in THEME.items():
+        text = text.replace(colour, variable)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(alternative)}"', 1))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page; return the exit code (2: the user's mistake)."""
+    parser = argparse.ArgumentParser("python -m reproduce.report", description=__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of records/, index.html"
+    )
+    parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to show")
+    parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
+    options = parser.parse_args(arguments)
+    try:
+        if not find_spec("itables"):
+            raise UserError("itables is not installed: python -m pip install '.[report]'")
+        text = page(records.read_all(options.results), options.protocol, options.outdated)
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    files.write_text(options.results / "index.html", text)
+    print(options.results / "index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
