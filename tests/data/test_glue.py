@@ -2,6 +2,7 @@
 
 import pytest
 
+from lpslim.data import tokens
 from lpslim.data.datasets import glue
 from tests.data.making import refusal, settings
 
@@ -52,7 +53,7 @@ def test_a_folder_becomes_token_ids_of_pairs(tmp_path):
     data = load(tmp_path, "rte")
     assert (len(data.train), len(data.val), len(data.test)) == (6, 2, 8)
     assert (data.num_classes, data.shape, data.task.metric) == (2, (3, 16), "accuracy")
-    assert (data.source, data.reading) == ("GLUE folder RTE", {"max_length": 16})
+    assert (data.source, data.reading) == ("GLUE folder RTE", {"max_length": 16, **tokens.READING})
     ((inputs, labels),) = data.test.eval_batches(8)
     assert inputs[0, 2].tolist() == [0, 0, 0, 0, 1, 1, 1]  # [CLS] the cat [SEP] a dog [SEP]
     assert labels.tolist() == [1] * 8
@@ -64,7 +65,7 @@ def test_scores_are_a_regression_of_two_texts_at_least(tmp_path):
     data = load(tmp_path, "stsb")
     assert (data.num_classes, data.task.regression, data.task.metric) == (1, True, "spearman")
     assert (len(data.train), len(data.val), data.test.labels.tolist()) == (1, 1, [2.5] * 2)
-    assert data.test.lengths.tolist() == [16, 16]  # as many tokens as max_length allows
+    assert data.test.lengths == [16, 16]  # as many tokens as max_length allows
 
 
 @pytest.mark.parametrize(

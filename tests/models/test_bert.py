@@ -1,16 +1,24 @@
 """Heads and neurons: removing them is exact, costs what was foreseen, and leaves the rest alone."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, ElectraConfig, RobertaConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    RobertaConfig,
+)
 
 from lpslim.base.errors import UserError
 from lpslim.base.modules import example_input
-from lpslim.models import encoders
+from lpslim.models import encoders, storage
 from lpslim.models import family as families
 from lpslim.models.storage import Architecture
 from lpslim.pruning import criteria
@@ -19,8 +27,10 @@ from lpslim.pruning.cost import CostModel, count, layer_costs
 
 BERT = families.get("bert")
 LENGTHS = (12, 7, 3, 9)
-KINDS = {"bert": BertConfig, "roberta": RobertaConfig, "electra": ElectraConfig}
-SPECIAL = {"roberta": {"type_vocab_size": 1, "pad_token_id": 1}, "electra": {"embedding_size": 24}}
+KINDS = {"bert": BertConfig, "roberta": RobertaConfig, "electra": ElectraConfig, "mpnet": MPNetConfig,
+         "distilbert": DistilBertConfig}  # fmt: skip
+SPECIAL = {"roberta": {"type_vocab_size": 1, "pad_token_id": 1}, "electra": {"embedding_size": 24},
+           "distilbert": {"hidden_dim": 40, "activation": "relu"}}  # fmt: skip
 
 
 def configuration(kind="bert", **changes):
@@ -70,20 +80,64 @@ def silenced(model, units, kept):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("part", ["attention", "intermediate", ""])
-def test_a_pruned_network_equals_the_silenced_one_with_padding_in_the_batch(kind, part):
+@pytest.mark.parametrize("parts", ["heads", "neurons", "both"])
+def test_a_pruned_network_equals_the_silenced_one_with_padding_in_the_batch(kind, parts):
     model, texts = network(kind), padded()
-    units = [unit for unit in BERT.units(model) if part in unit.layer]
+    units = [
+        unit for unit in BERT.units(model) if parts in ("both", "heads" if unit.head_dim > 1 else "neurons")
+    ]
     kept = half(units)
-    expected = silenced(model, units, kept)(texts)
+    masked = silenced(model, units, kept)
     cut = copy.deepcopy(model)
     BERT.cut(cut, None, kept)
-    assert (cut(texts) - expected).abs().max() < 1e-12
+    assert (cut(texts) - masked(texts)).abs().max() < 1e-12
     assert (cut(texts) - model(texts)).abs().max() > 1e-3
+    again = {unit.layer: [0, unit.size - 1] for unit in BERT.units(cut) if unit.layer in kept}
+    BERT.cut(cut, None, again)  # counts what is left
+    final = silenced(masked, units, {layer: [kept[layer][i] for i in again[layer]] for layer in kept})
+    assert (cut(texts) - final(texts)).abs().max() < 1e-12
 
 
-def test_padding_changes_nothing():
-    model, texts = network(), padded()
+def test_layers_that_lost_other_heads_train_one_position_bias_like_the_silenced_network():
+    model, texts = network("mpnet"), padded()
+    units = [unit for unit in BERT.units(model) if unit.head_dim > 1]
+    kept = half(units)
+    assert len({tuple(heads) for heads in kept.values()}) == len(units)
+    cut, masked = copy.deepcopy(model), silenced(model, units, kept)
+    BERT.cut(cut, None, kept)
+    for each in (cut, masked):
+        each(texts).square().sum().backward()
+    bias, expected = (
+        each.transformer.mpnet.encoder.relative_attention_bias.weight.grad for each in (cut, masked)
+    )
+    assert (bias - expected).abs().max() < 1e-9 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pruned_encoder_is_loaded_as_it_was_saved(kind, tmp_path):
+    settings = {"num_classes": 3, "configuration": configuration(kind)}
+    described, model, texts = Architecture("bert", "any", (3, 12), settings), network(kind).float(), padded()
+    described = replace(described, kept=half(BERT.units(model)))
+    described.cut(model)
+    storage.write(tmp_path, model, described)
+    assert torch.equal(storage.load(tmp_path)(texts), model(texts))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_alone_loads_an_encoder_with_all_heads_and_one_width(kind, tmp_path):
+    model, texts = network(kind).float(), padded()
+    BERT.cut(
+        model, None, {unit.layer: range(unit.size)[::3] for unit in BERT.units(model) if unit.head_dim == 1}
+    )
+    expected = model(texts)
+    model.transformer.save_pretrained(tmp_path)
+    model.transformer = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(model(texts), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_nothing(kind):
+    model, texts = network(kind), padded()
     alone = torch.cat([model(row[None, :, :n]) for row, n in zip(texts, LENGTHS, strict=True)])
     assert (model(texts) - alone).abs().max() < 1e-12
 
@@ -139,25 +193,33 @@ def test_a_wrong_choice_leaves_the_network_whole():
 
 
 def test_texts_in_another_vocabulary_are_refused():
-    data = {part: SimpleNamespace(ids=torch.tensor([1, 89])) for part in ("train", "val", "test")}
+    texts = [{"input_ids": torch.tensor(ids)} for ids in ([1, 89], [7, 7])]
+    data = {part: SimpleNamespace(texts=texts) for part in ("train", "val", "test")}
     BERT.check(network(), SimpleNamespace(**data))
-    data["val"].ids[0] = 90
+    texts[1]["input_ids"][0] = 90
     with pytest.raises(UserError, match=r"dataset\.tokenizer: .* 90"):
         BERT.check(network(), SimpleNamespace(**data))
 
 
-def test_bert_base_keeps_the_number_of_parameters_asked_for():
-    settings = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12}
-    settings |= {"num_attention_heads": 12, "intermediate_size": 3072, "max_position_embeddings": 512}
+@pytest.mark.parametrize(
+    ("kind", "settings", "dense"),
+    [
+        ("bert", {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+                  "intermediate_size": 3072, "max_position_embeddings": 512}, 109_483_778),
+        ("mpnet", {"max_position_embeddings": 514}, 109_488_002),
+    ],
+)  # fmt: skip
+def test_a_base_encoder_keeps_the_number_of_parameters_asked_for(kind, settings, dense):
+    settings = {"model_type": kind, **settings}
     architecture = Architecture("bert", "base", (3, 8), {"num_classes": 2, "configuration": settings})
     model = architecture.build().eval()
     options = candidates(model, example_input((3, 8)), architecture.units(model), adjust=0.1, floor=0.1)
     model.to("meta")  # weights take no memory from here on
-    assert options.cost.dense.params == 109_483_778
+    assert options.cost.dense.params == dense
     assert [(unit.size, unit.head_dim) for unit in options.units] == [(12, 64), (3072, 1)] * 12
     generator = torch.Generator().manual_seed(0)
     scores = [torch.rand(unit.size, generator=generator) for unit in options.units]
-    for left in (60e6, 100e6):
+    for left in (67e6, 100e6):
         smaller = copy.deepcopy(model)
         BERT.cut(smaller, None, options.select(scores, Budget(target_params=left)))
         assert sum(p.numel() for p in smaller.parameters()) == pytest.approx(left, abs=300_000)

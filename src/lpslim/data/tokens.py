@@ -1,93 +1,92 @@
-"""Texts as token ids, batched by length, padded no further than the longest of a batch.
+"""Texts as token ids, batched by length and padded to the longest of a batch, as Transformers does both.
 
 A batch is one int64 tensor (B, 3, L): token ids, attention mask (1 where there is a token), token types
 (0 for the first text of a pair, 1 for the second).
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import BatchSampler
 
 from lpslim.data.splits import WHOLE, Batch, Share, Split
 
-POOL = 50  # batches that are sorted by length together: larger pools pad less, but shuffle less
+READING = {"batches": "transformers.LengthGroupedSampler"}  # of a data set of texts; raised where it changes
+PARTS = ("input_ids", "attention_mask", "token_type_ids")
 EVAL_TOKENS = 16_384  # bounds the memory of an evaluation batch at any length
 
 
 @dataclass(frozen=True)
 class TextSplit(Split):
-    """A split held whole in memory, or on the accelerator.
+    """A split held whole in memory; its batches lie where its labels do.
 
-    ids, types: (N, longest) int32, padded with 0, whatever the tokenizer calls it: the mask hides it.
-    lengths: (N,) int64, in tokens. labels: (N,) int64, of a regression float32.
+    texts: of each, ``input_ids`` and ``token_type_ids``, int32. labels: (N,) int64, of a regression float32.
+    tokenizer: pads the texts of a batch, as transformers' DataCollatorWithPadding asks it to.
     """
 
-    ids: Tensor
-    types: Tensor
-    lengths: Tensor
+    texts: Sequence[Mapping[str, np.ndarray]]
     labels: Tensor
+    tokenizer: Any
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of every text."""
+        return [len(text["input_ids"]) for text in self.texts]
+
     def take(self, rows: Tensor) -> Self:
         """Return the texts of these numbers, in this order."""
-        return type(self)(self.ids[rows], self.types[rows], self.lengths[rows], self.labels[rows])
+        return type(self)([self.texts[i] for i in rows.tolist()], self.labels[rows], self.tokenizer)
 
     def train_batches(self, batch_size: int, seed: int, share: Share = WHOLE) -> Iterator[Batch]:
-        """Yield one epoch of whole batches in random order, each of texts of about the same length.
+        """Yield one epoch of whole batches, each of texts of about the same length, by a CPU generator."""
+        from transformers.trainer_pt_utils import LengthGroupedSampler  # takes seconds
 
-        Texts are drawn into pools, and sorted by length inside a pool, by a CPU generator with ``seed``.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        size = min(batch_size, len(self))
-        order = torch.randperm(len(self), generator=generator)[: len(self) // size * size]
-        lengths = self.lengths.cpu()
-        batches: list[Tensor] = []
-        for pool in torch.split(order, POOL * size):
-            batches += torch.split(pool[lengths[pool].argsort(stable=True)], size)
-        for i in torch.randperm(len(batches), generator=generator).tolist():
-            yield self._batch(batches[i][share.of(size)])
+        size, generator = min(batch_size, len(self)), torch.Generator().manual_seed(seed)
+        order = LengthGroupedSampler(size, lengths=self.lengths, generator=generator)
+        for rows in BatchSampler(order, size, drop_last=True):
+            yield self._batch(rows[share.of(size)])
 
     def eval_batches(self, batch_size: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield the share's texts, of all lengths, the shortest first, at most EVAL_TOKENS tokens a batch."""
-        lengths = self.lengths.cpu()
+        lengths = torch.tensor(self.lengths)
         rest = lengths.argsort(stable=True)[share.rank :: share.world]
         while len(rest):
             longest = lengths[rest[:batch_size]]
             fitting = longest * torch.arange(1, len(longest) + 1) <= EVAL_TOKENS
             taken = max(1, int(fitting.sum()))
-            yield self._batch(rest[:taken])
+            yield self._batch(rest[:taken].tolist())
             rest = rest[taken:]
 
-    def _batch(self, index: Tensor) -> Batch:
-        index = index.to(self.ids.device)  # (B,)
-        lengths = self.lengths[index, None]
-        longest = int(lengths.max())
-        mask = torch.arange(longest, device=index.device) < lengths  # (B, L)
-        parts = (self.ids[index, :longest], mask.int(), self.types[index, :longest])
-        return torch.stack(parts, dim=1).long(), self.labels[index]
+    def _batch(self, rows: list[int]) -> Batch:
+        from transformers import DataCollatorWithPadding
+
+        padded = DataCollatorWithPadding(self.tokenizer)([dict(self.texts[i]) for i in rows])
+        inputs: Tensor = torch.stack([padded[part] for part in PARTS], dim=1)  # (B, 3, L)
+        return inputs.to(self.labels.device), self.labels[rows]
 
 
-def pack(encoded: Any, labels: Tensor) -> TextSplit:
+def pack(encoded: Mapping[str, Any], labels: Tensor, tokenizer: Any) -> TextSplit:
     """Return the split of a tokenizer's output: ``input_ids`` and ``token_type_ids``."""
-    ids = [torch.tensor(text, dtype=torch.int32) for text in encoded["input_ids"]]
-    types = [torch.tensor(text, dtype=torch.int32) for text in encoded["token_type_ids"]]
-    lengths = torch.tensor([len(text) for text in ids])
-    return TextSplit(pad_sequence(ids, True), pad_sequence(types, True), lengths, labels)
+    pairs = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
+    texts = [{"input_ids": np.array(ids, np.int32), "token_type_ids": np.array(types, np.int32)}
+             for ids, types in pairs]  # fmt: skip
+    return TextSplit(texts, labels, tokenizer)
 
 
 def fingerprint(*splits: TextSplit) -> str:
     """Return a hash of token ids, types, lengths and labels."""
     contents = hashlib.sha256()
     for split in splits:
-        there = torch.arange(split.ids.shape[1]) < split.lengths[:, None]
-        ends = split.lengths.cumsum(0)
-        for tensor in (split.ids[there], split.types[there], torch.cat((ends[:1] * 0, ends)), split.labels):
-            contents.update(tensor.numpy().tobytes())
+        for part in ("input_ids", "token_type_ids"):
+            contents.update(b"".join(text[part].tobytes() for text in split.texts))
+        contents.update(np.cumsum([0, *split.lengths], dtype=np.int64).tobytes())
+        contents.update(split.labels.numpy().tobytes())
     return contents.hexdigest()

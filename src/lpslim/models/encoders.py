@@ -1,4 +1,4 @@
-"""Encoders of the BERT family by name: configurations, tokenizers and pretrained weights.
+"""Encoders of BERT's kind by name: configurations, tokenizers and pretrained weights.
 
 A name is ``tiny`` (made here, for tests and first steps), ``minilm`` (in a package on the registry), a
 local folder, or a repository on the Hugging Face hub. Weights are read from safetensors alone.
@@ -14,7 +14,19 @@ from lpslim.base.hashing import file_hash
 
 TINY, MINILM = "tiny", "minilm"
 NAME, WEIGHTS, TOKENIZER = "model.name", "model.weights", "dataset.tokenizer"
-MODEL_TYPES = ("bert", "roberta", "electra")  # layers of the same make, by transformers' model_type
+PIECES = {NAME: ["config.json"], WEIGHTS: ["config.json", "model.safetensors"], TOKENIZER: []}  # of a folder
+BERT = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "intermediate.dense", "output.dense")  # fmt: skip
+LAYERS = {  # model_type -> of a layer: query, key, value, output of its heads; both matrices of its neurons
+    **dict.fromkeys(("bert", "roberta", "electra"), BERT),
+    "mpnet": (*(f"attention.attn.{part}" for part in "qkvo"), *BERT[-2:]),
+    "distilbert": (*(f"attention.{part}_lin" for part in ("q", "k", "v", "out")), "ffn.lin1", "ffn.lin2"),
+}
+RELATIVE = "relative attention: its scores also come from projections of the positions"
+UNFIT = {  # model_type -> why heads cannot go layer by layer
+    "albert": "all of its layers share one set of weights",
+    **dict.fromkeys(("deberta", "deberta-v2", "xlnet", "funnel"), RELATIVE),
+}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = (  # of the tiny encoder and of the toy texts; the order gives the tokens
     ".", "a", "above", "admire", "admires", "behind", "brown", "cat", "cats", "child", "children", "clever",
@@ -26,10 +38,12 @@ WORDS = (  # of the tiny encoder and of the toy texts; the order gives the token
 SHAPING = (  # settings that must be equal for weights to belong to a network
     "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
     "vocab_size", "max_position_embeddings", "type_vocab_size", "embedding_size", "hidden_act",
+    "relative_attention_num_buckets", "n_layers", "dim", "n_heads", "hidden_dim", "activation",
 )  # fmt: skip
 SETTINGS = (  # that a description may hold; others of transformers name code, or kernels to fetch and run
     *SHAPING, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "layer_norm_eps",
-    "initializer_range", "pad_token_id", "is_decoder",
+    "initializer_range", "pad_token_id", "is_decoder", "dropout", "attention_dropout", "seq_classif_dropout",
+    "sinusoidal_pos_embds",
 )  # fmt: skip
 LARGEST, MOST_LAYERS, HUB_TIMEOUT = 10_000_000, 1000, 5  # of a setting; of layers; seconds
 
@@ -56,6 +70,8 @@ def _place(name: str, key: str) -> str:
     folder = Path(name).expanduser()
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise UserError(f"{key}={name}: no such folder")
+    if lacking := [file for file in PIECES[key] if folder.is_dir() and not (folder / file).is_file()]:
+        raise UserError(f"{key}={name}: no {' and no '.join(lacking)} in {folder}; other files are not read")
     return str(folder)
 
 
@@ -99,8 +115,9 @@ def _config(name: str, key: str) -> Any:
             attention_probs_dropout_prob=0.0,
         )  # fmt: skip
     config = _load(name, key, library.AutoConfig.from_pretrained, trust_remote_code=False)
-    if config.model_type not in MODEL_TYPES:
-        raise UserError(f"{key}={name}: is of type {config.model_type}, not one of {', '.join(MODEL_TYPES)}")
+    if (kind := config.model_type) not in LAYERS:
+        reason = f" ({UNFIT[kind]})" if kind in UNFIT else ""
+        raise UserError(f"{key}={name}: is of type {kind}{reason}, not one of {', '.join(LAYERS)}")
     return config
 
 
@@ -108,11 +125,11 @@ def classifier(settings: Mapping[str, Any], num_classes: int) -> Any:
     """Return transformers' classifier with random weights; UserError for settings out of bounds."""
     from transformers.activations import ACT2FN
 
-    choices = {"model_type": MODEL_TYPES, "hidden_act": tuple(ACT2FN)}
+    choices = {"model_type": tuple(LAYERS), "hidden_act": tuple(ACT2FN), "activation": tuple(ACT2FN)}
     for key, value in {"model_type": None, **settings}.items():
         if key not in SETTINGS:
             raise UserError(f"configuration.{key}: no such setting; one of {', '.join(SETTINGS)}")
-        most = MOST_LAYERS if key == "num_hidden_layers" else LARGEST
+        most = MOST_LAYERS if key in ("num_hidden_layers", "n_layers") else LARGEST
         if key in choices and value not in choices[key]:
             raise UserError(f"configuration.{key}={value}: must be one of {', '.join(choices[key])}")
         number = value is None or (isinstance(value, int | float) and -1 <= value <= most)
@@ -133,12 +150,9 @@ def tokenizer(name: str) -> Any:
 
 
 def identity(weights: str) -> str:
-    """Return the SHA-256 of a local file, or the hub's revision; UserError if there are no safetensors."""
-    folder = Path(_place(weights, WEIGHTS))
-    if folder.is_dir():
-        if not (file := folder / "model.safetensors").is_file():
-            raise UserError(f"{WEIGHTS}={weights}: no {file.name} in {folder}; other files are not read")
-        return f"sha256:{file_hash(file)}"
+    """Return the SHA-256 of a local file, or the hub's revision; UserError if there is neither."""
+    if (folder := Path(_place(weights, WEIGHTS))).is_dir():
+        return f"sha256:{file_hash(folder / 'model.safetensors')}"
     from transformers.utils.hub import cached_file
 
     cached = str(_load(weights, WEIGHTS, cached_file, filename="config.json"))  # in snapshots/<revision>/

@@ -16,7 +16,7 @@ import torch
 from lpslim.base.errors import UserError
 from lpslim.data.metrics import TASKS, Task
 from lpslim.data.splits import Data, hold_out
-from lpslim.data.tokens import TextSplit, fingerprint, pack
+from lpslim.data.tokens import READING, TextSplit, fingerprint, pack
 from lpslim.models import encoders
 
 HUB = "nyu-mll/glue"
@@ -89,14 +89,11 @@ def text_data(settings: Any, source: str, task: Task, num_classes: int, train: R
         texts = ([texts[i] for texts, _ in rows] for i in range(len(rows[0][0])))
         encoded = tokenizer(*texts, truncation=True, max_length=longest, return_token_type_ids=True)
         labels = torch.tensor([label for _, label in rows])
-        return pack(encoded, labels.to(torch.float32 if task.regression else torch.long))
+        return pack(encoded, labels.to(torch.float32 if task.regression else torch.long), tokenizer)
 
     whole, tested = encode(train), encode(test)
     fit, val = (whole.take(rows) for rows in hold_out(len(whole), settings.val_fraction))
-    reading, tokens = (
-        {"max_length": longest},
-        fingerprint(whole, tested),
-    )  # which do not show where texts are cut
+    tokens, reading = fingerprint(whole, tested), {"max_length": longest, **READING}
     return Data(settings.name, source, tokens, num_classes, (3, longest), fit, val, tested, task, reading)
 
 

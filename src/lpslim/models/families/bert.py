@@ -1,10 +1,12 @@
-"""BERT, RoBERTa and ELECTRA with a classification head; prunable units are attention heads and neurons.
+"""BERT and encoders of its kind with a classification head; prunable units are attention heads and neurons.
 
 A head is ``head_dim`` rows of query, key and value, and as many columns of the output projection; a neuron is
-a row of the first feed-forward matrix and a column of the second. All else keeps its width.
+a row of the first feed-forward matrix and a column of the second. All else keeps its width. MPNet's layers
+share a position bias with a column per head: a pruned layer reads the columns of the heads that it has kept.
 """
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from lpslim.base.errors import UserError
 from lpslim.models import encoders
 from lpslim.models.family import Family
+from lpslim.models.weights import Published
 from lpslim.pruning.units import Units
 
 
@@ -27,9 +30,10 @@ class Classifier(nn.Module):
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (B, classes)."""
         ids, mask, types = packed.unbind(1)
-        if self.transformer.config.type_vocab_size < 2:  # RoBERTa has one type of token
-            types = torch.zeros_like(types)
-        return self.transformer(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+        # RoBERTa has one type of token, DistilBERT and MPNet have none
+        typed = getattr(self.transformer.config, "type_vocab_size", 0) > 1
+        given = {"token_type_ids": types} if typed else {}
+        return self.transformer(input_ids=ids, attention_mask=mask, **given).logits
 
 
 class BertFamily(Family):
@@ -43,30 +47,28 @@ class BertFamily(Family):
         """Return the encoder's configuration; UserError if it cannot be found."""
         return {"configuration": encoders.configuration(name)}
 
-    def units(self, model: nn.Module, example: Tensor | None = None) -> list[Units]:
+    def units(self, model: Any, example: Tensor | None = None) -> list[Units]:
         """Return the heads and the neurons of every layer; nothing is traced."""
         units = []
-        for name, layer in model.named_modules():
-            if not {"attention", "intermediate", "output"} <= {part for part, _ in layer.named_children()}:
-                continue
-            attention: Any = layer.get_submodule("attention.self")
-            rows = tuple(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
-            columns, head_dim = f"{name}.attention.output.dense", attention.attention_head_size
-            scored_by, heads = (*((row, 0) for row in rows), (columns, 1)), attention.num_attention_heads
-            units.append(Units(rows[0], heads, False, rows, (columns,), 1, head_dim, scored_by))
-            first, second = f"{name}.intermediate.dense", f"{name}.output.dense"
+        names, parts = dict(model.named_modules()), encoders.LAYERS[model.transformer.config.model_type]
+        for layer in [name.removesuffix(parts[0]) for name in names if name.endswith(f".{parts[0]}")]:
+            *rows, columns, first, second = (layer + part for part in parts)
+            attention = _attention(model, rows[0])
+            scored_by, head_dim = (*((row, 0) for row in rows), (columns, 1)), attention.attention_head_size
+            heads = len(model.get_parameter(f"{rows[0]}.weight")) // head_dim
+            units.append(Units(rows[0], heads, False, tuple(rows), (columns,), 1, head_dim, scored_by))
             scored_by, neurons = ((first, 0), (second, 1)), len(model.get_parameter(f"{first}.weight"))
             units.append(Units(first, neurons, False, (first,), (second,), scored_by=scored_by))
         return units
 
-    def cut(self, model: nn.Module, example: Tensor | None, kept: Mapping[str, Sequence[int]]) -> None:
+    def cut(self, model: Any, example: Tensor | None, kept: Mapping[str, Sequence[int]]) -> None:
         """Remove, in place, the units not in ``kept``; UserError, and nothing is removed, if it is bad."""
         by_layer = {units.layer: units for units in self.units(model)}
         for layer, chosen in kept.items():
             if layer not in by_layer:
                 raise UserError(f"layer {layer!r}: has no heads or neurons to remove")
             by_layer[layer].check(chosen)
-        device = next(model.parameters()).device
+        device, config = next(model.parameters()).device, model.transformer.config
         for layer, chosen in kept.items():
             units = by_layer[layer]
             first = torch.tensor(list(chosen), device=device)[:, None] * units.head_dim
@@ -75,9 +77,16 @@ class BertFamily(Family):
                 _slice(model.get_submodule(name), index, axis=0)
             for name in units.consumers:
                 _slice(model.get_submodule(name), index, axis=1)
-            if layer.endswith(".query"):
-                attention: Any = model.get_submodule(layer.removesuffix(".query"))
-                attention.num_attention_heads, attention.all_head_size = len(chosen), len(index)
+            if units.head_dim > 1:
+                _keep_heads(_attention(model, layer), list(chosen))
+        widths = {unit.size for unit in self.units(model) if unit.head_dim == 1}
+        if len(widths) == 1:  # a width that transformers' configuration can express
+            setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", *widths)
+
+    def published(self, name: str) -> Mapping[str, Published]:
+        """Return nothing to download: the name stands for the weights; UserError if it is no encoder's."""
+        encoders.configuration(name)
+        return {}
 
     def weights_identity(self, name: str, weights: str) -> str:
         """Return the SHA-256 of a local file, or the hub's revision; UserError if there is neither."""
@@ -91,13 +100,36 @@ class BertFamily(Family):
     def check(self, model: Any, data: Any) -> None:
         """Raise UserError for texts in the tokens of another vocabulary."""
         size = model.transformer.config.vocab_size
-        last = max(int(split.ids.max()) for split in (data.train, data.val, data.test) if len(split.ids))
+        texts = [text for split in (data.train, data.val, data.test) for text in split.texts]
+        last = max(int(text["input_ids"].max()) for text in texts)
         if last >= size:
             raise UserError(f"dataset.tokenizer: has a token {last}; the network's vocabulary has {size}")
 
     def save_tokenizer(self, folder: Path, tokenizer: str) -> None:
         """Write the tokenizer beside a saved network: ``AutoTokenizer.from_pretrained(folder)`` reads it."""
         encoders.tokenizer(tokenizer).save_pretrained(folder)
+
+
+def _attention(model: nn.Module, row: str) -> Any:
+    """Return the attention that a projection is part of."""
+    return model.get_submodule(row.rpartition(".")[0])
+
+
+def _keep_heads(attention: Any, chosen: Sequence[int]) -> None:
+    """Tell an attention, by the names of every kind of encoder, which of its heads are left."""
+    if "position_bias" in signature(attention.forward).parameters:
+        if not hasattr(attention, "heads"):
+            attention.heads = range(attention.num_attention_heads)
+            attention.register_forward_pre_hook(_own_columns)
+        attention.heads = [attention.heads[head] for head in chosen]
+    attention.num_attention_heads = attention.n_heads = len(chosen)
+    attention.all_head_size = len(chosen) * attention.attention_head_size
+
+
+def _own_columns(attention: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Leave of the shared position bias (B, heads, L, L), the last input, what is of an attention's heads."""
+    *others, bias = inputs
+    return *others, bias[:, attention.heads]
 
 
 def _slice(linear: Any, index: Tensor, axis: int) -> None:
