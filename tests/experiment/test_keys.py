@@ -1,5 +1,6 @@
 """Keys: which settings change which stages, groups over seeds, the names of methods."""
 
+import json
 from copy import deepcopy
 from functools import cache, reduce
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ import pytest
 
 from lpslim.experiment.config import IGNORED_KEYS, Config, Dataset, Model
 from lpslim.experiment.keys import method, plan, trainings
+from lpslim.experiment.records import public
+from lpslim.models import encoders
 from lpslim.training.schedule import RuntimeConfig
 from tests.composing import configured
 
@@ -151,3 +154,14 @@ def test_methods_without_a_sparsify_stage_fine_tune_for_its_epochs_more(scale):
 )  # fmt: skip
 def test_a_method_has_a_name_and_a_kind(words, name, kind):
     assert method(composed(*words)) == {"method": name, "kind": kind}
+
+
+def test_the_place_of_an_encoders_folder_is_in_no_key_and_no_record(tmp_path):
+    found = []
+    for place in (tmp_path / "here" / "encoder", tmp_path / "there" / "encoder"):
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps(encoders.configuration("tiny")))
+        config = configured("model=bert_tiny", "dataset=toy_text", f"model.name={place}")
+        assert str(tmp_path) not in str(public(config))
+        found.append({name: step.key for name, step in plan(config, DATA).items()})
+    assert found[0] == found[1]

@@ -13,7 +13,7 @@ from lpslim.base import registry
 from lpslim.base.hashing import digest
 from lpslim.data.splits import Data
 from lpslim.experiment.config import Config, declared
-from lpslim.experiment.records import RULE, VERSIONS
+from lpslim.experiment.records import RULE, VERSIONS, called
 from lpslim.models import family as families
 from lpslim.pruning.budget import Budget
 from lpslim.training.callbacks import Regularizer
@@ -136,7 +136,7 @@ def _settings(config: Config, data: Data) -> dict[str, Info]:
     settings: dict[str, Info] = {
         "baseline": {
             "family": _plug_in("models.families", model.family),
-            "model": {"name": model.name, **family.arguments(model.name, data.shape)},
+            "model": {"name": called(model.name), **family.arguments(model.name, data.shape)},
             "weights": family.weights_identity(model.name, model.weights) if model.weights else None,
             "data": {"fingerprint": data.fingerprint, "shape": list(data.shape), "reading": data.reading},
             "source": registry.source_hash("data.datasets", config.dataset.source),

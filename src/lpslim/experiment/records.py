@@ -211,10 +211,17 @@ def make_record(
 
 
 def public(config: Config) -> dict[str, Any]:
-    """Return a configuration without places on this machine; of a file of weights its name stays."""
+    """Return a configuration without places on this machine; of files and folders the name stays."""
     settings = asdict(config)
     del settings["results_dir"], settings["work_dir"]
     del settings["dataset"]["root"], settings["model"]["weights_dir"]
     if config.model.weights:
         settings["model"]["weights"] = Path(config.model.weights).name
+    settings["model"]["name"] = called(config.model.name)
+    settings["dataset"]["tokenizer"] = called(config.dataset.tokenizer)
     return settings
+
+
+def called(name: str) -> str:
+    """Return what keys and records call an encoder: of a folder its last part, any other name as it is."""
+    return Path(name).name if name.startswith(("/", ".", "~")) else name
