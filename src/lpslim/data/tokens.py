@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler
 
 from lpslim.data.splits import WHOLE, Batch, Share, Split
 
-READING = {"batches": "transformers.LengthGroupedSampler"}  # of a data set of texts; raised where it changes
+READING = {"batches": "transformers.LengthGroupedSampler"}  # for keys: another order is another result
 PARTS = ("input_ids", "attention_mask", "token_type_ids")
 EVAL_TOKENS = 16_384  # bounds the memory of an evaluation batch at any length
 
@@ -75,9 +75,8 @@ class TextSplit(Split):
 
 def pack(encoded: Mapping[str, Any], labels: Tensor, tokenizer: Any) -> TextSplit:
     """Return the split of a tokenizer's output: ``input_ids`` and ``token_type_ids``."""
-    pairs = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
-    texts = [{"input_ids": np.array(ids, np.int32), "token_type_ids": np.array(types, np.int32)}
-             for ids, types in pairs]  # fmt: skip
+    parts = {part: [np.array(text, np.int32) for text in encoded[part]] for part in (PARTS[0], PARTS[2])}
+    texts = [dict(zip(parts, text, strict=True)) for text in zip(*parts.values(), strict=True)]
     return TextSplit(texts, labels, tokenizer)
 
 

@@ -22,10 +22,9 @@ LAYERS = {  # model_type -> of a layer: query, key, value, output of its heads; 
     "mpnet": (*(f"attention.attn.{part}" for part in "qkvo"), *BERT[-2:]),
     "distilbert": (*(f"attention.{part}_lin" for part in ("q", "k", "v", "out")), "ffn.lin1", "ffn.lin2"),
 }
-RELATIVE = "relative attention: its scores also come from projections of the positions"
-UNFIT = {  # model_type -> why heads cannot go layer by layer
+UNFIT = {  # model_type -> why its heads and neurons cannot go layer by layer
     "albert": "all of its layers share one set of weights",
-    **dict.fromkeys(("deberta", "deberta-v2", "xlnet", "funnel"), RELATIVE),
+    **dict.fromkeys(("deberta", "deberta-v2"), "relative attention: projected positions are part of a head"),
 }
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = (  # of the tiny encoder and of the toy texts; the order gives the tokens

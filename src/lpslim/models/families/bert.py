@@ -30,10 +30,11 @@ class Classifier(nn.Module):
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (B, classes)."""
         ids, mask, types = packed.unbind(1)
-        # RoBERTa has one type of token, DistilBERT and MPNet have none
-        typed = getattr(self.transformer.config, "type_vocab_size", 0) > 1
-        given = {"token_type_ids": types} if typed else {}
-        return self.transformer(input_ids=ids, attention_mask=mask, **given).logits
+        typed = (
+            getattr(self.transformer.config, "type_vocab_size", 0) > 1
+        )  # not of RoBERTa, MPNet, DistilBERT
+        more = {"token_type_ids": types} if typed else {}
+        return self.transformer(input_ids=ids, attention_mask=mask, **more).logits
 
 
 class BertFamily(Family):
@@ -53,7 +54,7 @@ class BertFamily(Family):
         names, parts = dict(model.named_modules()), encoders.LAYERS[model.transformer.config.model_type]
         for layer in [name.removesuffix(parts[0]) for name in names if name.endswith(f".{parts[0]}")]:
             *rows, columns, first, second = (layer + part for part in parts)
-            attention = _attention(model, rows[0])
+            attention = model.get_submodule(rows[0].rpartition(".")[0])
             scored_by, head_dim = (*((row, 0) for row in rows), (columns, 1)), attention.attention_head_size
             heads = len(model.get_parameter(f"{rows[0]}.weight")) // head_dim
             units.append(Units(rows[0], heads, False, tuple(rows), (columns,), 1, head_dim, scored_by))
@@ -77,9 +78,10 @@ class BertFamily(Family):
                 _slice(model.get_submodule(name), index, axis=0)
             for name in units.consumers:
                 _slice(model.get_submodule(name), index, axis=1)
-            if units.head_dim > 1:
-                _keep_heads(_attention(model, layer), list(chosen))
-        widths = {unit.size for unit in self.units(model) if unit.head_dim == 1}
+            attention = model.get_submodule(layer.rpartition(".")[0])
+            if hasattr(attention, "attention_head_size"):
+                _keep_heads(attention, chosen)
+        widths = {units.size for units in self.units(model) if len(units.producers) == 1}
         if len(widths) == 1:  # a width that transformers' configuration can express
             setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", *widths)
 
@@ -108,11 +110,6 @@ class BertFamily(Family):
     def save_tokenizer(self, folder: Path, tokenizer: str) -> None:
         """Write the tokenizer beside a saved network: ``AutoTokenizer.from_pretrained(folder)`` reads it."""
         encoders.tokenizer(tokenizer).save_pretrained(folder)
-
-
-def _attention(model: nn.Module, row: str) -> Any:
-    """Return the attention that a projection is part of."""
-    return model.get_submodule(row.rpartition(".")[0])
 
 
 def _keep_heads(attention: Any, chosen: Sequence[int]) -> None:
