@@ -30,10 +30,8 @@ class Classifier(nn.Module):
     def forward(self, packed: Tensor) -> Tensor:
         """Return logits (B, classes)."""
         ids, mask, types = packed.unbind(1)
-        typed = (
-            getattr(self.transformer.config, "type_vocab_size", 0) > 1
-        )  # not of RoBERTa, MPNet, DistilBERT
-        more = {"token_type_ids": types} if typed else {}
+        kinds = getattr(self.transformer.config, "type_vocab_size", 0)  # of RoBERTa 1, of MPNet none
+        more = {"token_type_ids": types} if kinds > 1 else {}
         return self.transformer(input_ids=ids, attention_mask=mask, **more).logits
 
 
