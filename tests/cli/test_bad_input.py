@@ -105,6 +105,7 @@ WHOLE = {
     "dataset.rooot=x": "dataset.rooot: no such key; did you mean dataset.root",
     "regularizer.options.a=1": "regularizer.options.a: no such key; +regularizer.options.a=... adds it",
     "finetune.milestones=[0.7,0.2]": "finetune.milestones=[0.7, 0.2]: must be shares of the epochs",
+    "trainer.trackers=[aim]": "trainer.trackers=['aim']: must be a list of tensorboard, wandb, mlflow, or []",
     "model=vgg16 dataset=glue/rte": "dataset=glue/rte: must be images for model=vgg16, and gives texts",
     "model=bert_base dataset=cifar10": "dataset=cifar10: must be texts for model=bert_base, and gives images",
     "model=bert_tiny dataset=toy_text dataset.tokenizer=''": "dataset.tokenizer=: must be the name of the",

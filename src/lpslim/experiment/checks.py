@@ -1,11 +1,12 @@
 """Checks of a configuration before anything is read or trained: values and names. Imports no torch."""
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 from lpslim.base.errors import UserError
 from lpslim.experiment import config as schema
 from lpslim.experiment.config import Config, Rule, one_of
-from lpslim.training.schedule import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULES
+from lpslim.training.schedule import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULES, TRACKERS
 
 CHANNELS_ALONE = ("criterion.name", "criterion.layer_budget_from", "round_to", "protected", "retrain")
 SHARES = Rule(
@@ -18,6 +19,7 @@ TRAINING = {  # settings declared by lpslim.training.schedule, by the last part 
     "warmup_epochs": schema.ZERO_OR_MORE, "clip_norm": schema.POSITIVE, "milestones": SHARES,
     "schedule": one_of(*SCHEDULES), "optimizer": one_of(*OPTIMIZERS), "device": one_of(*DEVICES),
     "precision": one_of(*PRECISIONS), "checkpoint_minutes": schema.ZERO_OR_MORE,
+    "trackers": Rule(set(TRACKERS).issuperset, f"a list of {', '.join(TRACKERS)}, or [] for none"),
     "threads": schema.between(1, 1024, "threads, or null for PyTorch's choice"),
 }  # fmt: skip
 
@@ -47,6 +49,9 @@ def _typed(value: object) -> str:
 
 
 def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
+    for tracker in TRACKERS:
+        if tracker in config.trainer.trackers and not find_spec(tracker):
+            yield f"trainer.trackers={tracker}: is not installed: pip install 'lpslim[{tracker}]'"
     if config.model.input != config.dataset.input:
         wanted = f"{config.model.input}s for model={choices.get('model', config.model.name)}"
         dataset = choices.get("dataset", config.dataset.name)

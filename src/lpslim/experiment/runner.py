@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from torch.utils.tensorboard import SummaryWriter
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lpslim.base import files, registry
@@ -23,6 +22,7 @@ from lpslim.base.errors import DivergenceError, RunError, UserError
 from lpslim.experiment import keys, records, stages
 from lpslim.experiment.config import IGNORED_KEYS, Config, flat
 from lpslim.experiment.keys import Info, Step, plan
+from lpslim.experiment.tracking import Trackers
 from lpslim.models import family as families
 from lpslim.models import storage
 from lpslim.pruning import criteria, unstructured
@@ -59,16 +59,18 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
             return None
     infos: dict[str, Info] = {}
     diverged = None
-    logs = _logs(folder) if distributed.is_main() else nullcontext()
-    with distributed.fail_fast(), explained(run.steps.values()), logs as charts:
+    logs = _logs(run, folder) if distributed.is_main() else nullcontext()
+    with distributed.fail_fast(), explained(run.steps.values()), logs as trackers:
         try:
             for stage in run.steps:
-                infos[stage] = stages.obtain(replace(run, charts=charts), stage)
+                infos[stage] = stages.obtain(replace(run, trackers=trackers), stage)
         except DivergenceError as problem:
             diverged = problem
         described = {**keys.method(config), "differs": differs, "environment": environment(run)}
         record = records.make_record(run.config, run.data, run.steps, infos, diverged, **described)
         broadcast_from_main(lambda: _finish(run, record, folder))
+        if trackers:
+            trackers.keep(path)
     _report(record, config, f"run folder: {folder}\nrecord: {path}")
     return path
 
@@ -144,18 +146,20 @@ def _differences(run: stages.Run, experiment: Config) -> dict[str, list[Any]]:
 
 
 @contextmanager
-def _logs(folder: Path) -> Iterator[SummaryWriter]:
-    """Keep a log and charts in the run's folder."""
+def _logs(run: stages.Run, folder: Path) -> Iterator[Trackers]:
+    """Keep a log in the run's folder, and the run's trackers."""
+    config, key = run.config, run.steps["finetune"].key
     handler, root = logging.FileHandler(folder / "run.log"), logging.getLogger("lpslim")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root.setLevel(logging.INFO)
     root.addHandler(handler)
-    try:
-        with logging_redirect_tqdm(), SummaryWriter(str(folder / "tensorboard")) as charts:
-            yield charts
-    finally:
-        root.removeHandler(handler)
-        handler.close()
+    title, settings = f"{config.name}, seed {config.seed}, {key[:8]}", dict(flat(records.public(config)))
+    with ExitStack() as ends, logging_redirect_tqdm():
+        ends.callback(handler.close)
+        ends.callback(root.removeHandler, handler)
+        trackers = Trackers(config.trainer.trackers, title, folder, {"key": key, **settings})
+        ends.callback(trackers.finish)
+        yield trackers
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Of several processes the main one locks, finds, scores, prunes and writes; all o
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -24,6 +24,7 @@ from lpslim.data.splits import Data
 from lpslim.experiment import keys
 from lpslim.experiment.config import PROTOCOLS, Config
 from lpslim.experiment.keys import Info, Step
+from lpslim.experiment.tracking import Trackers
 from lpslim.models import family as families
 from lpslim.models import storage
 from lpslim.pruning import budget, criteria, selection, unstructured
@@ -41,12 +42,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its configuration, data and stages; ``charts``: a TensorBoard writer in the main process."""
+    """One run: its configuration, data and stages; ``trackers`` in the main process."""
 
     config: Config
     data: Data
     steps: dict[str, Step]
-    charts: Any = None
+    trackers: Trackers | None = None
 
     @property
     def trunk(self) -> Path:
@@ -60,10 +61,13 @@ class Run:
         every = budget.candidates(model, example, units, adjust=config.adjust, floor=config.model.floor)
         return every.without(config.protected)
 
-    def chart(self, stage: str, row: dict[str, float]) -> None:
-        """Chart the measurements of an epoch."""
-        for name in row.keys() - {"epoch", "seconds"} if self.charts else ():
-            self.charts.add_scalar(f"{stage}/{name}", row[name], int(row["epoch"]))
+    def track(self, stage: str, row: dict[str, float], convergence: Sequence[dict[str, float]]) -> None:
+        """Track the measurements of an epoch, and of the outer iterations that ended in it."""
+        if self.trackers:
+            self.trackers.log(stage, row, by="epoch")
+            for outer in convergence:
+                if row["epoch"] - 1 < outer["epoch"] <= row["epoch"]:
+                    self.trackers.log("admm", outer, by="iteration")
 
 
 def obtain(run: Run, stage: str) -> Info:
@@ -82,7 +86,7 @@ def obtain(run: Run, stage: str) -> Info:
         broadcast_from_main(checkpoint.clear)
     info: Info = broadcast_from_main(lambda: files.read_json(step.folder / files.MANIFEST))
     for row in info.get("curve", []) if found else []:
-        run.chart(stage, row)
+        run.track(stage, row, info.get("convergence", []))
     return info
 
 
@@ -200,9 +204,12 @@ def _train(
     config, trainer = replace(config, epochs=round(config.epochs * longer)), run.config.trainer
     if config.epochs:
         checkpoint = Checkpoint(run.steps[step.name].folder, trainer.checkpoint_minutes)
+
+        def track(row: dict[str, float]) -> None:
+            run.track(step.name, row, getattr(callback, "convergence", []))
+
         curve = fit(model, run.data, config, trainer, seed=run.config.seed, stage=step.name,
-                    callback=callback, after_epoch=lambda row: run.chart(step.name, row),
-                    checkpoint=checkpoint)  # fmt: skip
+                    callback=callback, after_epoch=track, checkpoint=checkpoint)  # fmt: skip
     accuracy = summarise(curve) if curve else broadcast_from_main(lambda: _measured(run, model))
     broadcast_from_main(lambda: storage.write(step.folder, model, architecture))
     return {"curve": curve, "accuracy": accuracy}

@@ -31,7 +31,10 @@ class Callback:
 
 @dataclass(eq=False)
 class Regularizer(Callback):
-    """Callback that adds a penalty, base of the plug-ins; ``convergence``: a row per outer iteration."""
+    """Callback that adds a penalty, base of the plug-ins.
+
+    convergence: a row per outer iteration, with its ``iteration`` from 1 and the ``epoch`` where it ended.
+    """
 
     convergence: list[dict[str, float]] = field(default_factory=list, init=False)
 

@@ -7,6 +7,7 @@ SCHEDULES = ("cosine", "step", "linear", "constant")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # packages; the latter two are extras
 
 
 @dataclass
@@ -44,6 +45,7 @@ class RuntimeConfig:
     compile: bool = False
     threads: int | None = field(default=None, metadata={"ignored": True})
     checkpoint_minutes: float | None = field(default=10.0, metadata={"ignored": True})
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"], metadata={"ignored": True})
 
 
 def scaled(config: TrainConfig, factor: float) -> TrainConfig:
