@@ -21,7 +21,15 @@ def test_the_version_is_that_of_the_installed_package():
         lpslim.nothing  # noqa: B018
 
 
-def test_importing_the_package_imports_no_torch_and_no_metadata():
-    program = "import sys, lpslim; print({'torch', 'importlib.metadata'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    ("used", "absent"),
+    [
+        ("lpslim", "torch importlib.metadata"),
+        ("[getattr(lpslim, name) for name in lpslim.HOMES]",
+         "hydra omegaconf accelerate transformers tensorboard onnx"),
+    ],
+)  # fmt: skip
+def test_the_library_imports_no_more_than_it_needs(used, absent):
+    program = f"import sys, lpslim; {used}; print({set(absent.split())} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
