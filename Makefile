@@ -29,8 +29,8 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-test: setup  ## all tests (SLOW=1: also those that take minutes)
-	$(BIN)/python -m pytest $(if $(SLOW),--slow)
+test: setup  ## all tests, with the share of src/lpslim that they run (SLOW=1: also those that take minutes)
+	$(BIN)/python -m pytest --cov $(if $(SLOW),--slow)
 
 check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .
