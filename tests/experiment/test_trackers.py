@@ -127,7 +127,7 @@ class Broken(tracking.GeneralTracker):
 @pytest.mark.parametrize("at", ["start", "store_init_configuration"])
 def test_one_that_does_not_start_ends_the_run_before_any_work(run, tmp_path, monkeypatch, at):
     broken = Broken(at)
-    monkeypatch.setitem(tracking.KINDS, "wandb", tracking.Kind(lambda *_: broken, lambda *_: None))
+    monkeypatch.setitem(tracking.MAKE, "wandb", lambda *_: broken)
     monkeypatch.setattr(checks, "find_spec", bool)
     with pytest.raises(UserError, match=r"^trainer\.trackers=wandb: does not start: nobody there$"):
         run("trainer.trackers=[tensorboard,wandb]", work=tmp_path)
@@ -138,8 +138,8 @@ def test_one_that_does_not_start_ends_the_run_before_any_work(run, tmp_path, mon
 @pytest.mark.parametrize("at", ["log", "keep", "finish"])
 def test_one_that_fails_later_is_left_out_and_the_run_goes_on(run, work, tmp_path, monkeypatch, caplog, at):
     broken = Broken(at)
-    kind = tracking.Kind(lambda *_: broken, lambda tracker, record: tracker.keep)
-    monkeypatch.setitem(tracking.KINDS, "wandb", kind)
+    monkeypatch.setitem(tracking.MAKE, "wandb", lambda *_: broken)
+    monkeypatch.setitem(tracking.KEEP, "wandb", lambda tracker, record: tracker.keep)
     monkeypatch.setattr(checks, "find_spec", bool)
     done = run(*WORDS, "trainer.trackers=[wandb,tensorboard]", f"results_dir={tmp_path}", work=work)
     assert broken.calls.count(at) == 1

@@ -73,17 +73,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically, and flush it to the disk."""
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically, and flush it to the disk."""
     with atomic_file(path) as scratch, open(scratch, "wb") as stream:
-        stream.write(content)
+        stream.write(text.encode())
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -76,12 +76,11 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
 
 
 def _load(config: Config) -> stages.Run:
-    config = replace(config, trainer=runtime.resolved(config.trainer))
-    chosen = config.model
-    entry = families.published(chosen.family, chosen.name, chosen.weights)
+    config, chosen = replace(config, trainer=runtime.resolved(config.trainer)), config.model
     load = registry.find("data.datasets", config.dataset.source).load
     data = load(config.dataset, Path(config.work_dir) / "data")
-    data = data.normalised(entry.mean, entry.std) if entry else data
+    if entry := families.published(chosen.family, chosen.name, chosen.weights):
+        data = data.normalised(entry.mean, entry.std)
     return stages.Run(config, data, plan(config, data))
 
 
@@ -149,17 +148,19 @@ def _differences(run: stages.Run, experiment: Config) -> dict[str, list[Any]]:
 def _logs(run: stages.Run, folder: Path) -> Iterator[Trackers]:
     """Keep a log in the run's folder, and the run's trackers."""
     config, key = run.config, run.steps["finetune"].key
+    title, settings = f"{config.name}, seed {config.seed}, {key[:8]}", dict(flat(records.public(config)))
+    trackers = Trackers(config.trainer.trackers, title, folder, {"key": key, **settings})
     handler, root = logging.FileHandler(folder / "run.log"), logging.getLogger("lpslim")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root.setLevel(logging.INFO)
     root.addHandler(handler)
-    title, settings = f"{config.name}, seed {config.seed}, {key[:8]}", dict(flat(records.public(config)))
-    with ExitStack() as ends, logging_redirect_tqdm():
-        ends.callback(handler.close)
-        ends.callback(root.removeHandler, handler)
-        trackers = Trackers(config.trainer.trackers, title, folder, {"key": key, **settings})
-        ends.callback(trackers.finish)
-        yield trackers
+    try:
+        with logging_redirect_tqdm():
+            yield trackers
+    finally:
+        trackers.finish()
+        root.removeHandler(handler)
+        handler.close()
 
 
 @contextmanager
@@ -170,6 +171,7 @@ def explained(planned: Iterable[Step]) -> Iterator[None]:
     except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, SafetensorError) as problem:
         finished = ", ".join(step.name for step in planned if step.done)
         kept, text = f"kept: {finished or 'checkpoints'}; the same command goes on", str(problem)
+        brief = " ".join(text.split())[:200]
         if isinstance(problem, KeyboardInterrupt):
             print(f"\ninterrupted\n{kept}" if distributed.is_main() else "", file=sys.stderr)
             raise
@@ -178,9 +180,7 @@ def explained(planned: Iterable[Step]) -> Iterator[None]:
         elif isinstance(problem, OSError | SafetensorError):
             happened = f"{text}: free space, permit writing, or put back what is missing"
         elif type(problem).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            happened = (
-                f"trainer.compile=true: {' '.join(text.split())[:200]}; trainer.compile=false avoids it"
-            )
+            happened = f"trainer.compile=true: {brief}; trainer.compile=false avoids it"
         else:
             raise
         raise RunError(f"{happened}\n{kept}") from problem

@@ -204,12 +204,11 @@ def _train(
     config, trainer = replace(config, epochs=round(config.epochs * longer)), run.config.trainer
     if config.epochs:
         checkpoint = Checkpoint(run.steps[step.name].folder, trainer.checkpoint_minutes)
-
-        def track(row: dict[str, float]) -> None:
-            run.track(step.name, row, getattr(callback, "convergence", []))
-
-        curve = fit(model, run.data, config, trainer, seed=run.config.seed, stage=step.name,
-                    callback=callback, after_epoch=track, checkpoint=checkpoint)  # fmt: skip
+        curve = fit(
+            model, run.data, config, trainer, seed=run.config.seed, stage=step.name,
+            callback=callback, checkpoint=checkpoint,
+            after_epoch=lambda row: run.track(step.name, row, getattr(callback, "convergence", ())),
+        )  # fmt: skip
     accuracy = summarise(curve) if curve else broadcast_from_main(lambda: _measured(run, model))
     broadcast_from_main(lambda: storage.write(step.folder, model, architecture))
     return {"curve": curve, "accuracy": accuracy}

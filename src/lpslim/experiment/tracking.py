@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
@@ -29,23 +29,15 @@ class WandB(WandBTracker):  # type: ignore[misc]
         super().log({**values, "step": step}, **options)
 
 
-class Kind(NamedTuple):
-    """How a tracker is made, from a run's title and folder, and how it keeps the file of the record."""
-
-    make: Callable[[str, Path], GeneralTracker]
-    keep: Callable[[Any, Path], object]
-
-
-KINDS = {
-    "tensorboard": Kind(
-        lambda title, folder: TensorBoardTracker("tensorboard", folder),
-        lambda tracker, record: tracker.writer.add_text("record", f"```json\n{record.read_text()}```"),
-    ),
-    "wandb": Kind(
-        lambda title, folder: WandB(os.environ.get("WANDB_PROJECT", PROJECT), name=title, dir=folder),
-        lambda tracker, record: tracker.run.save(record, base_path=record.parent, policy="now"),
-    ),
-    "mlflow": Kind(lambda title, folder: MLflowTracker(PROJECT, run_name=title), MLflowTracker.log_artifact),
+MAKE: dict[str, Callable[[str, Path], GeneralTracker]] = {  # from a run's title and folder
+    "tensorboard": lambda title, folder: TensorBoardTracker("tensorboard", folder),
+    "wandb": lambda title, folder: WandB(os.environ.get("WANDB_PROJECT", PROJECT), name=title, dir=folder),
+    "mlflow": lambda title, folder: MLflowTracker(PROJECT, run_name=title),
+}
+KEEP: dict[str, Callable[[Any, Path], object]] = {  # the file of the run's record
+    "tensorboard": lambda tracker, path: tracker.writer.add_text("record", f"```json\n{path.read_text()}```"),
+    "wandb": lambda tracker, path: tracker.run.save(path, base_path=path.parent, policy="now"),
+    "mlflow": MLflowTracker.log_artifact,
 }
 
 
@@ -56,19 +48,15 @@ class Trackers:
     """
 
     def __init__(self, names: Sequence[str], title: str, folder: Path, settings: Mapping[str, Any]) -> None:
-        scalars = bool | int | float | str | None
+        plain = bool | int | float | str | None
+        values = {key: value if isinstance(value, plain) else str(value) for key, value in settings.items()}
         self.started: dict[str, GeneralTracker] = {}
         for name in dict.fromkeys(names):
             try:
-                tracker = KINDS[name].make(title, folder)
+                tracker = MAKE[name](title, folder)
                 tracker.start()
                 self.started[name] = tracker
-                tracker.store_init_configuration(
-                    {
-                        key: value if isinstance(value, scalars) else str(value)
-                        for key, value in settings.items()
-                    }
-                )
+                tracker.store_init_configuration(values)
             except Exception as problem:
                 self.finish()
                 raise UserError(f"trainer.trackers={name}: does not start: {problem}") from problem
@@ -79,12 +67,12 @@ class Trackers:
         self._each(lambda name, tracker: tracker.log(values, step=int(row[by])))
 
     def keep(self, record: Path) -> None:
-        """Log the results of the run's record, and keep its file."""
+        """Log the results in the run's record, and keep its file."""
         content = files.read_json(record)
         results = flat({part: content[part] for part in ("accuracy", "cost", "seconds")})
         numbers = {key: value for key, value in results if isinstance(value, int | float)}
         self.log("record", {"step": 0, **numbers}, by="step")
-        self._each(lambda name, tracker: KINDS[name].keep(tracker, record))
+        self._each(lambda name, tracker: KEEP[name](tracker, record))
 
     def finish(self) -> None:
         """End the run for all trackers."""
