@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch_pruning as tp
 from torch import nn
 
 from lpslim.base.errors import UserError
@@ -69,6 +68,8 @@ class Graph:
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
+        import torch_pruning as tp  # takes seconds where timm is installed, which it imports whole
+
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters())
         self.names: dict[Any, str] = {part: name for name, part in (self.modules | self.parameters).items()}
@@ -207,14 +208,13 @@ class Graph:
 
 def apply(model: nn.Module, cuts: Iterable[Cut]) -> None:
     """Cut the network that was traced, or a copy of it, in place; cuts of one layer may overlap."""
+    import torch_pruning as tp
+
     indices: dict[tuple[str, bool, int], set[int]] = {}
     for cut in cuts:
         indices.setdefault((cut.name, cut.reads, cut.axis), set()).update(cut.indices)
-    modules, parameters, known = (
-        dict(model.named_modules()),
-        dict(model.named_parameters()),
-        tp.DependencyGraph(),
-    )
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    known = tp.DependencyGraph()
     pruners = {name: known.get_pruner_of_module(modules[name]) for name, *_ in indices if name in modules}
     with _all_trainable(model):  # what replaces a frozen parameter is frozen again
         for (name, reads, axis), gone in indices.items():
