@@ -176,17 +176,13 @@ def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> st
             if missing.startswith(f"{key}/") or word.endswith(("=", "=null")):
                 files = (path.relative_to(conf / key) for path in (conf / key).rglob("[!_]*.yaml"))
                 choices = sorted({*(str(path.with_suffix("")) for path in files), *(known or ())})
-                plugin = (
-                    word.partition("=")[2] in choices
-                )  # a preset is there, but not Hydra's plug-in for it
-                return f"{word}: " + (
-                    f"needs Hydra's plug-in {missing}" if plugin else f"must be one of {', '.join(choices)}"
-                )
+                if word.partition("=")[2] in choices:  # a preset is there, but not Hydra's plug-in for it
+                    return f"{word}: needs Hydra's plug-in {missing}"
+                return f"{word}: must be one of {', '.join(choices)}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         key = str(cause.full_key)
-        near = difflib.get_close_matches(
-            key, [*KEYS, *(path.name for path in conf.iterdir())], n=2, cutoff=0.5
-        )
+        groups = [path.name for path in conf.iterdir()]
+        near = difflib.get_close_matches(key, [*KEYS, *groups], n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
         return f"{key}: no such key; {f'+{key}=... adds it' if key.startswith(PLUGIN_KEYS) else hint}"
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:

@@ -32,6 +32,7 @@ def test_two_processes_measure_what_one_measures_and_record_it_once(tmp_path):
     (first, alone), (second, record) = run(tmp_path / "1", (), *TEXT), run(tmp_path / "2", TORCHRUN, *TEXT)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert second.stdout.count("finetune epoch 1/1: ") == 1
+    assert len(list(tmp_path.glob("2/outputs/runs/*/*/tensorboard/events*"))) == 1  # the main one tracks
     assert (record.stages, record.channels) == (alone.stages, alone.channels)
     assert (record.environment["processes"], alone.environment["processes"]) == (2, 1)
     for stage, curve in alone.curves.items():
