@@ -84,9 +84,10 @@ def unblocked(stored: bytes, block: int = 2**15, header: int = 7) -> bytes:
 
 
 def test_wandb_holds_a_run(run, work, tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="pip install 'lpslim[wandb]'")
+    wandb = pytest.importorskip("wandb", reason="pip install 'lpslim[wandb]'")
     monkeypatch.setenv("WANDB_MODE", "offline")
     done = run(*WORDS, "trainer.trackers=[wandb]", f"results_dir={tmp_path}", work=work)
+    wandb.teardown()  # ends the process that writes
     (stored,) = folder_of(done).glob("wandb/offline-run-*/*.wandb")
     content = unblocked(stored.read_bytes())
     assert f"adhoc, seed 0, {done.record.key[:8]}".encode() in content
