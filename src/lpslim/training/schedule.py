@@ -36,7 +36,7 @@ class RuntimeConfig:
     """Where and in which arithmetic a training runs. Fields marked as ignored change no result.
 
     precision: "auto" is bf16 where the device computes it natively, else fp32. checkpoint_minutes: time
-    between two checkpoints; 0 for one after every step, null for none.
+    between two checkpoints; 0 for one after every step, null for none. trackers: who gets the measurements.
     """
 
     device: str = field(default="auto", metadata={"ignored": True})
