@@ -47,8 +47,8 @@ def details(run: Record, protocol: str) -> dict[str, Any]:
 
 
 def identity(run: Record) -> str:
-    """Return the run's name in links of the page: of a record's key, which holds no markup."""
-    return f"run-{run.key}"
+    """Return the run's name in links of the page; records of two experiments may share a key."""
+    return f"run/{run.experiment}/{run.key}"
 
 
 def command(run: Record) -> str:
@@ -114,9 +114,10 @@ def chart(
         name: [(i, measure(value)) for i, value in enumerate(values) if not log or value > 0]
         for name, values in series.items()
     }
-    levels = [level for line in lines.values() for _, level in line]
-    if not levels:
+    lines = {name: line for name, line in lines.items() if line}
+    if not lines:
         return None
+    levels = [level for line in lines.values() for _, level in line]
     length, low, high = max(map(len, series.values())), min(levels), max(levels)
     across, up, every = WIDTH / max(length - 1, 1), HEIGHT / (high - low or 1), -(-length // MOST)
     paths = {}

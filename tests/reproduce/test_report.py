@@ -53,6 +53,7 @@ def made():
     for i, changes in enumerate(({}, synthetic.NO_CAP, synthetic.NO_ADMM)):
         runs += synthetic.seeds(f"own/m{i}", [93.0 - i, 93.5 - i, 94.3 - i], **OWN, **changes)
     runs += synthetic.seeds(NAME, [94.1, 94.3, 94.8])
+    runs += [msgspec.structs.replace(runs[0], experiment="own/again")]  # of the same key
     runs += [synthetic.record("vgg16_cifar10/flops60_step100", differs={"p": [5, 3]}, p=3.0, final=91.1)]
     return [*runs, synthetic.lost("own/lost", **OWN, p=2.0, method="lost")]
 
@@ -65,7 +66,7 @@ def results(made, tmp_path_factory):
 
 def test_page_shows_verdicts_differences_missing_rows_and_diverged_runs(results):
     text = Page(render(results)).text
-    assert "14 runs on record, of which 1 diverged" in text
+    assert "15 runs on record, of which 1 diverged" in text
     assert "94.40 ± 0.36" in text  # the published row, as measured
     assert "Missing: 6 of 7 rows" in text
     assert "python run.py -m experiment=vgg16_cifar10/flops66_cos350 seed=0,1,2" in text
@@ -144,7 +145,7 @@ def test_command_composes_what_the_record_was_configured_with(words):
 
 
 def test_chart_has_the_recorded_values_and_omits_what_a_logarithm_cannot_show():
-    drawn = details.chart("x", {"a": [100, 0, 1], "b": [10.0]}, {"dense": 2}, log=True)
+    drawn = details.chart("x", {"a": [100, 0, 1], "b": [10.0], "c": []}, {"dense": 2}, log=True)
     assert drawn["edges"] == ["100", "1"]
     assert drawn["paths"] == {"a": "m0 0l300 100", "b": "m0 50"}
     assert drawn["ends"] == {"dense": (2, 150)}
@@ -200,9 +201,11 @@ def test_in_a_browser_runs_can_be_sorted_filtered_and_opened(made, tmp_path):
         page.click("#all-runs tbody a")
         (opened,) = page.js(shown)
         assert opened == details.identity(made[8])  # the best of its method
-        page.click(f"#{opened} summary")
-        assert "name: own/m2" in page.js(f"return document.querySelector('#{opened} pre.copy').innerText")
-        page.click(f"#{opened} a")
+        page.click(f"[id='{opened}'] summary")
+        assert "name: own/m2" in page.js(
+            f"return document.getElementById('{opened}').querySelector('.copy').innerText"
+        )
+        page.click(f"[id='{opened}'] a")
         assert page.js(shown) == ["top"]
         for width in (1280, 390):
             page.open(tmp_path / "index.html", width)
