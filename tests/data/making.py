@@ -13,7 +13,7 @@ from lpslim.base.errors import UserError
 def settings(root, name="mine", **changes):
     values = {"name": name, "root": str(root), "download": False, "image_size": 16, "rgb": False,
               "val_fraction": 0.1, "crop_padding": 4, "flip": True, "workers": 0, "cache_gb": 1.0,
-              "max_length": 16, "tokenizer": "tiny"}  # fmt: skip
+              "exif": False, "max_length": 16, "tokenizer": "tiny"}  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 
 

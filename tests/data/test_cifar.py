@@ -85,10 +85,14 @@ def test_nothing_there(tmp_path, monkeypatch):
 
 PPM = "{root}/train/class3/0000.ppm: "
 SPOILT = {  # content of a file, or folder that is emptied; parts of the message
-    "another class": ("test/class3", "dataset.root={root}: class class3", "test set"),
+    "another class": (
+        "test/class3",
+        "dataset.root={root}: class folders differ: ",
+        "training set alone: class3",
+    ),
     "fewer classes": ("", "dataset.root={root}: holds 10 classes", "cifar100 has 100"),
-    "an empty class": ("train/class3", "dataset.root={root}: Found no valid file", " class3. "),
-    "no classes": ("train", "dataset.root={root}: Couldn't find", "train/<class>/<image>"),
+    "an empty class": ("train/class3", "dataset.root={root}: no image of class3", "train/<class>/<image>"),
+    "no classes": ("train", "dataset.root={root}: no class folders", "train/<class>/<image>"),
     "another size": (b"P6\n32 31\n255\n" + bytes(2976), PPM + "has 32x31 pixels", "expected 32x32"),
     "a cut image": (b"P6\n32 32\n255\nx", PPM + "cannot be read as an image", "(OSError"),
     "no image": (b"<html>", PPM + "cannot be read as an image", "(UnidentifiedImageError"),

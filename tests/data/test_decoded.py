@@ -77,7 +77,7 @@ def test_batches_equal_those_decoded_in_every_epoch_to_the_bit(root, workers):
 
 def test_every_image_is_decoded_once_and_read_from_its_place(root, monkeypatch):
     opened, state = [], torch.get_rng_state()
-    monkeypatch.setattr(decoded, "rgb", lambda file: opened.append(file) or rgb(file))
+    monkeypatch.setattr(decoded, "rgb", lambda file, *more: opened.append(file) or rgb(file, *more))
     for _ in range(2):
         images = decode_all(root)
         assert [images.image(i).tobytes() for i in range(24)] == [rgb(f).tobytes() for f in files(root)]
@@ -143,7 +143,9 @@ def forked(work, count):
 def test_a_process_that_is_killed_while_making_it_leaves_nothing_that_is_believed(root, monkeypatch):
     left = iter(range(19))
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    monkeypatch.setattr(decoded, "rgb", lambda file: rgb(file) if next(left, None) is not None else kill())
+    monkeypatch.setattr(
+        decoded, "rgb", lambda file, *_: rgb(file) if next(left, None) is not None else kill()
+    )
     assert forked(lambda: decode_all(root), 1) == [-signal.SIGKILL]
     monkeypatch.undo()
     assert not stored(root)
@@ -153,7 +155,7 @@ def test_a_process_that_is_killed_while_making_it_leaves_nothing_that_is_believe
 
 
 def test_of_many_processes_one_decodes_and_the_others_find_it(root, tmp_path, monkeypatch):
-    def noted(file):
+    def noted(file, *_):
         with open(tmp_path / "notes", "a") as notes:
             notes.write(f"{file}\n")
         return rgb(file)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
+from lpslim.data import decoded
 from lpslim.data.datasets import imagefolder
 from lpslim.data.splits import Share
 from tests.data.making import noise, refusal, settings, write_image
@@ -78,7 +79,7 @@ def test_the_fingerprint_is_of_names_and_sizes(root):
     assert load(root).fingerprint != before
 
 
-def test_bad_folders_and_sizes_are_refused(root):
+def test_bad_folders_and_sizes_are_refused(root, monkeypatch):
     message = refusal(load, root / "nowhere")
     assert message.startswith(f"dataset.root={root}/nowhere: ")
     assert message.endswith("expected train/<class>/<image>")
@@ -86,10 +87,15 @@ def test_bad_folders_and_sizes_are_refused(root):
     assert message == f"dataset.image_size=224: must be at most 10, the size of images in {root}"
     assert load(root, image_size=10).shape == (3, 10, 10)
     (root / "val" / CLASSES[1]).rename(root / "val" / "other")
-    assert f"class {CLASSES[1]} must be in the training and in the test set" in refusal(load, root)
+    alone = f"in the training set alone: {CLASSES[1]}; in the test set alone: other"
+    assert refusal(load, root) == f"dataset.root={root}: class folders differ: {alone}"
     (root / "val" / "other").rename(root / "val" / CLASSES[1])
     (root / "train" / CLASSES[0] / "0.png").write_bytes(b"not an image")
     assert refusal(load, root).startswith(f"{root}/train/{CLASSES[0]}/0.png: cannot be read as an image")
+    (root / "train" / CLASSES[1] / "9.png").write_bytes(b"")
+    monkeypatch.setattr(decoded, "SAMPLED", 1)  # in a large folder it is not among those looked into
+    (root / "train" / CLASSES[0] / "0.png").unlink()
+    assert refusal(load, root) == f"{root}/train/{CLASSES[1]}/9.png: is empty"
 
 
 def test_streamed_images_take_another_normalisation(root):

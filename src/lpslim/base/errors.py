@@ -1,5 +1,9 @@
 """Exceptions that the command line shows without a traceback, each with its exit code."""
 
+from collections.abc import Sequence
+
+SHOWN = 5  # names in a message
+
 
 class UserError(Exception):
     """Bad input, exit code 2: the message names the key, the value as typed and what it may be."""
@@ -19,3 +23,9 @@ class DivergenceError(Exception):
     def __init__(self, stage: str, epoch: int, step: int, loss: float, curve: list[dict[str, float]]) -> None:
         super().__init__(f"{stage}: the loss is {loss} in epoch {epoch}, step {step}")
         self.stage, self.epoch, self.step, self.loss, self.curve = stage, epoch, step, str(loss), curve
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message, the first five and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"

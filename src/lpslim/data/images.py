@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lpslim.base.errors import UserError
-from lpslim.data.decoded import Listing, decode, joined
+from lpslim.data.decoded import Listing, decode, joined, survey
 from lpslim.data.splits import WHOLE, Batch, Data, Share, Split, hold_out
 
 
@@ -119,7 +119,9 @@ def folder_data(settings: Any, size: int, train: Listing, test: Listing, cache: 
     """
     root = Path(settings.root)
     classes, samples = joined(root, train, test)
-    decoded = decode(root, [file for file, _ in samples], cache, settings.workers)
+    files = [file for file, _ in samples]
+    _, reading = survey(files, settings.exif)
+    decoded = decode(root, files, cache, settings.workers, settings.exif)
     for (file, _), (height, width, _) in zip(samples, decoded.index.tolist(), strict=True):
         if (height, width) != (size, size):
             raise UserError(f"{file}: has {width}x{height} pixels; expected {size}x{size}")
@@ -128,4 +130,5 @@ def folder_data(settings: Any, size: int, train: Listing, test: Listing, cache: 
     count = len(train[1])
     # the training images are copied as they are split, the test images here: none stays mapped to the file
     pairs = (images[:count], labels[:count]), (images[count:].clone(), labels[count:])
-    return image_data(settings, f"image folder {root.name}", decoded.fingerprint, len(classes), *pairs)
+    data = image_data(settings, f"image folder {root.name}", decoded.fingerprint, len(classes), *pairs)
+    return replace(data, reading=reading)

@@ -88,6 +88,7 @@ class Dataset:
     val_fraction: float = key(0.1, BELOW_ONE)  # 0: all images are trained on, and there is no such split
     crop_padding: int = key(0, between(0, 4096, "pixels"))
     flip: bool = False
+    exif: bool = False  # turns images as their EXIF says; in Data.reading, so in a key, only if it is true
     workers: int = key(4, between(0, 1024, "processes"), ignored=True)  # Data.reading tells what they shape
     cache_gb: float = key(10.0, ZERO_OR_MORE, ignored=True)  # larger decoded images are not kept on the disk
     max_length: int = key(128, between(2, 65_536, "tokens"))  # where texts are cut

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lpslim.base import registry
-from lpslim.base.errors import UserError
+from lpslim.base.errors import UserError, listed
 from lpslim.base.hashing import file_hash
-from lpslim.models.weights import SHOWN, Published, load_into, read
+from lpslim.models.weights import Published, load_into, read
 from lpslim.pruning import check, graph
 from lpslim.pruning.units import Prunable, Units
 
@@ -105,6 +105,5 @@ def published(family: str, name: str, weights: str | None) -> Published | None:
     known = []
     for other in registry.choices("models.families"):
         names = [name for name in get(other).names or () if PUBLIC in get(other).published(name)]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        known += [f"{', '.join(names[:SHOWN])}{more} (model.family={other})"] if names else []
+        known += [f"{listed(names)} (model.family={other})"] if names else []
     raise UserError(f"model.weights={PUBLIC}: none known for {name}; there are for {'; '.join(known)}")

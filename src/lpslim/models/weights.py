@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lpslim.base.errors import UserError
+from lpslim.base.errors import SHOWN, UserError, listed
 from lpslim.base.hashing import file_hash
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-SHOWN = 5  # names in a message
 HASH = re.compile(r"-([0-9a-f]{8,})\.")  # in the name of a published file
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pixels
 
@@ -95,8 +94,7 @@ def misfits(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Return in words what in a state dict does not fit a network's own; empty if all does."""
     faults = []
     for kind, names in (("missing", own.keys() - stored.keys()), ("unexpected", stored.keys() - own.keys())):
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        faults += [f"{kind} {', '.join(sorted(names)[:SHOWN])}{more}"] if names else []
+        faults += [f"{kind} {listed(sorted(names))}"] if names else []
     for name in sorted(own.keys() & stored.keys()):
         pair = (stored[name], own[name])
         theirs, ours = (f"{tuple(t.shape)} {'floating' if t.is_floating_point() else 'whole'}" for t in pair)

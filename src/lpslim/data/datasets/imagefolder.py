@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from lpslim.base.errors import UserError
-from lpslim.data.decoded import Decoded, Samples, decode, joined, list_images, rgb, sampled_sizes
+from lpslim.data.decoded import Decoded, Samples, decode, joined, list_images, rgb, survey
 from lpslim.data.splits import WHOLE, Batch, Data, Share, Split, hold_out
 from lpslim.models.weights import IMAGENET
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 class _Images(Dataset[tuple[Tensor, int]]):
     """Transforms one image at a time, decoded before or now, in the loader's worker processes."""
 
-    def __init__(self, samples: Samples, transform: Any, decoded: Decoded | None) -> None:
-        self.samples, self.transform, self.decoded = samples, transform, decoded
+    def __init__(self, samples: Samples, transform: Any, decoded: Decoded | None, exif: bool) -> None:
+        self.samples, self.transform, self.decoded, self.exif = samples, transform, decoded, exif
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.samples[index]
-        return self.transform(self.decoded.image(index) if self.decoded else rgb(path)), label
+        return self.transform(self.decoded.image(index) if self.decoded else rgb(path, self.exif)), label
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class StreamedSplit(Split):
 
     Training images: a random resized crop of ``size`` pixels, mirrored half of the time if ``flip``.
     Evaluation: the centre crop of the image resized by 256/224, the usual ImageNet protocol. ``decoded``
-    returns the images as decoded once; without it they are decoded anew, to the same bits.
+    returns the images as decoded once; without it they are decoded anew, to the same bits, ``exif`` as in
+    :func:`rgb`.
     """
 
     samples: Samples
@@ -50,6 +51,7 @@ class StreamedSplit(Split):
     workers: int
     device: torch.device = CPU
     decoded: Callable[[], Decoded] | None = None
+    exif: bool = False
     mean: Sequence[float] = MEAN
     std: Sequence[float] = STD
 
@@ -85,7 +87,7 @@ class StreamedSplit(Split):
         """Yield the batches of image numbers; ``others``: workers of the processes before this one."""
         finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         loader = DataLoader(
-            _Images(self.samples, v2.Compose([*steps, *finish]), self.decoded() if self.decoded else None),
+            _Images(self.samples, v2.Compose([*steps, *finish]), self.decoded and self.decoded(), self.exif),
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.workers,
             generator=generator,  # orders the images and seeds the workers
@@ -118,25 +120,27 @@ def load(settings: Any, cache: Path) -> Data:
     train, test = (list_images(root, split) for split in ("train", "val"))
     classes, samples = joined(root, train, test)
     files = [file for file, _ in samples]
-    sizes = sampled_sizes(files)
+    sizes, reading = survey(files, settings.exif)
     if (median := sorted(map(min, sizes))[len(sizes) // 2]) < size:  # most images would have to be enlarged
         raise UserError(f"dataset.image_size={size}: must be at most {median}, the size of images in {root}")
     gigabytes = sum(3 * width * height for width, height in sizes) / len(sizes) * len(files) / 1e9
     cached = gigabytes <= settings.cache_gb
     if not cached:
         log.info("%s: decoded in every epoch: %.3g GB are more than dataset.cache_gb", root, gigabytes)
-    images = functools.cache(functools.partial(decode, root, files, cache, workers))
+    images = functools.cache(functools.partial(decode, root, files, cache, workers, settings.exif))
 
     def split(rows: Tensor) -> StreamedSplit:
         chosen = [samples[row] for row in rows.tolist()]
         taken = (lambda: replace(images(), index=images().index[rows])) if cached else None
-        return StreamedSplit(chosen, size, settings.flip, workers, CPU, taken)
+        return StreamedSplit(chosen, size, settings.flip, workers, CPU, taken, settings.exif)
 
     listing = hashlib.sha256()
     for file in files:
-        listing.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode())
+        if not (length := file.stat().st_size):
+            raise UserError(f"{file}: is empty")
+        listing.update(f"{file.relative_to(root)}\0{length}\n".encode())
     source, fingerprint = f"image folder {root.name}", f"listing:{listing.hexdigest()}"
     fit, val = map(split, hold_out(len(train[1]), settings.val_fraction))
     tested, shape = split(torch.arange(len(train[1]), len(samples))), (3, size, size)
-    reading = {"image_size": size, "workers": workers}  # each worker draws its own augmentation
+    reading |= {"image_size": size, "workers": workers}  # each worker draws its own augmentation
     return Data(settings.name, source, fingerprint, len(classes), shape, fit, val, tested, reading=reading)

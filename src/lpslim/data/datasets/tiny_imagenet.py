@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import is_image_file
-
 from lpslim.base.errors import UserError
 from lpslim.base.hashing import digest, file_hash
-from lpslim.data.decoded import Listing, list_images
+from lpslim.data.decoded import READ, Listing, list_images
 from lpslim.data.images import folder_data
 from lpslim.data.splits import Data
 
@@ -41,7 +39,8 @@ def _annotated(annotations: Path) -> Listing:
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{annotations}: expected a file of UTF-8 text ({problem})") from problem
     labels = {row[0]: row[1] for row in rows if len(row) > 1}
-    if odd := sorted(labels.keys() ^ {file.name for file in folder.iterdir() if is_image_file(file.name)}):
+    images = {file.name for file in folder.glob("[!.]*") if file.suffix.lower() in READ}
+    if odd := sorted(labels.keys() ^ images):
         raise UserError(f"{annotations}: {odd[0]!r} must be both in it and in {folder}")
     used = sorted(set(labels.values()))
     return used, [(folder / name, used.index(label)) for name, label in sorted(labels.items())]
