@@ -18,7 +18,7 @@ from lpslim.models import onnx, storage
 )
 def test_a_pruned_network_agrees_at_any_batch_size(pruned, tmp_path, name):
     _, model = pruned(*name)
-    path = tmp_path / "new" / "network.onnx"
+    path = tmp_path / "network.onnx"
     difference = onnx.to_onnx(model, torch.zeros(1, *name[2]), path)
     session = onnx.session(path, threads=1)
     assert [(tensor.name, tensor.shape[0]) for tensor in session.get_inputs()] == [("input", "batch")]
@@ -67,6 +67,101 @@ def test_another_network_in_the_file_leaves_the_old_file_and_nothing_else(tmp_pa
     with pytest.raises(UserError, match=r"not written: the exported Frozen differs from PyTorch by "):
         onnx.to_onnx(Frozen(), torch.zeros(1, 2, 4, 4), path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("network.onnx", "old")]
+
+
+class Several(nn.Module):
+    """An image and a vector become two outputs, in one of several forms."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.first, self.key = form, nn.Conv2d(3, 8, 3, padding=1), nn.Linear(5, 8)
+
+    def forward(self, image, z):
+        gated = self.first(image).relu() * self.key(z.to(image.dtype)).sigmoid()[..., None, None]
+        return self.form(gated.mean((2, 3)), gated.amax((2, 3)))
+
+
+FORMS = {
+    "one": (lambda a, b: a + b, ["logits"]),
+    "tuple": (lambda a, b: (a, b), ["logits0", "logits1"]),
+    "dict": (lambda a, b: {"mean": a, "most": b}, ["mean", "most"]),
+    "nested": (lambda a, b: {"both": [a, b], "none": None}, ["both0", "both1"]),
+}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("keyword", [False, True])
+def test_several_inputs_and_outputs_have_names_and_agree(form, keyword, whole, tmp_path):
+    torch.manual_seed(0)
+    make, outputs = FORMS[form]
+    model, image = Several(make), torch.randn(2, 3, 8, 8)
+    vector = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]]) if whole else torch.randn(2, 5)
+    example = {"z": vector[:1], "image": image[:1]} if keyword else (image[:1], vector[:1])
+    assert onnx.to_onnx(model, example, tmp_path / "a.onnx") < 1e-5
+    session = onnx.session(tmp_path / "a.onnx", 1)
+    inputs = {"z": vector, "image": image} if keyword else {"input0": image, "input1": vector}
+    assert [tensor.name for tensor in session.get_inputs()] == [*inputs]
+    assert [tensor.name for tensor in session.get_outputs()] == outputs
+    made = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    with torch.no_grad():
+        model.form = lambda *both: both
+        pair = model(image, vector)
+    expected = [pair[0] + pair[1]] if form == "one" else pair
+    for ours, theirs in zip(made, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-4, atol=1e-5)
+
+
+def convolution(dtype):
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten()).to(dtype), torch.zeros(1, 2, 5, 5).to(
+        dtype
+    )
+
+
+def linear(dtype):
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype), torch.zeros(1, 6).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "written"),
+    [(convolution, torch.float16, True), (linear, torch.float64, True),
+     (convolution, torch.float64, False), (convolution, torch.bfloat16, False),
+     (linear, torch.bfloat16, False)],
+)  # fmt: skip
+def test_another_precision_agrees_or_is_refused_with_a_way_out_and_leaves_no_file(
+    make, dtype, written, tmp_path
+):
+    torch.manual_seed(0)
+    model, example = make(dtype)
+    path = tmp_path / "a.onnx"
+    if written:
+        assert onnx.to_onnx(model, example, path) < 40 * torch.finfo(dtype).eps
+        inputs = torch.randn(2, *example.shape[1:]).to(dtype)
+        made, expected = onnx.logits(onnx.session(path, 1), inputs), model(inputs).detach()
+        assert made.dtype == dtype
+        torch.testing.assert_close(made, expected, rtol=0, atol=40 * torch.finfo(dtype).eps)
+    else:
+        with pytest.raises(
+            UserError, match=r"a\.onnx: not written: Sequential cannot be exported \("
+        ) as refused:
+            onnx.to_onnx(model, example, path)
+        assert str(refused.value).endswith("; export model.float() with a float32 example")
+        assert "\n" not in str(refused.value)
+        assert list(tmp_path.iterdir()) == []
+        assert onnx.to_onnx(model.float(), example.float(), path) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("example", "folder", "said"),
+    [(torch.zeros(1, 6), "nowhere", "there is no folder "),
+     (torch.zeros(1, 7), "", "cannot be exported (RuntimeError: "),
+     ((torch.zeros(1, 6), 3), "", "the example must be a tensor, or a tuple or dict of tensors")],
+)  # fmt: skip
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(example, folder, said, tmp_path):
+    with pytest.raises(UserError) as refused:
+        onnx.to_onnx(linear(torch.float32)[0], example, tmp_path / folder / "a.onnx")
+    assert said in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

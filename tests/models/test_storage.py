@@ -106,6 +106,50 @@ def test_a_network_of_ones_own_keeps_its_tied_and_frozen_weights(tmp_path):
         lpslim.load(tmp_path / "own", model=nn.Sequential(nn.Conv2d(1, 2, 1)))
 
 
+class Chain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.two(torch.relu(self.one(x)))).mean((2, 3)))
+
+
+def test_a_network_of_a_network_that_was_pruned_needs_that_one(tmp_path):
+    torch.manual_seed(0)
+    dense, example = Chain().eval(), torch.randn(2, 1, 8, 8)
+    first = lpslim.prune(dense, example[:1], ratio=0.5, protected=["two"])
+    apart = lpslim.prune(first.model, example[:1], ratio=0.5, protected=["one"])
+    again = lpslim.prune(first.model, example[:1], ratio=0.5)
+    for name, second in (("apart", apart), ("again", again)):
+        lpslim.save(tmp_path / name, second)
+        assert torch.equal(lpslim.load(tmp_path / name, model=first.model)(example), second.model(example))
+    with pytest.raises(
+        UserError, match=r"one\.weight: \(4, 1, 3, 3\) .* \(8, 1, 3, 3\) .* itself pruned, give that"
+    ):
+        lpslim.load(tmp_path / "apart", model=dense)
+    # the second choice tells every width
+    assert torch.equal(lpslim.load(tmp_path / "again", model=dense)(example), again.model(example))
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_network_comes_back_in_the_precision_of_the_given_one(stored, given, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.manual_seed(0)
+    dense, image = Chain().to(stored).eval(), torch.randn(2, 1, 8, 8)
+    pruned = lpslim.prune(dense, image[:1].to(stored), ratio=0.5)
+    lpslim.save("~/made", pruned)
+    loaded = lpslim.load("~/made", model=Chain().to(given))
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
+        storage.DESCRIPTION,
+        storage.WEIGHTS,
+    ]
+    expected = pruned.model.to(given)
+    assert {value.dtype for value in loaded.state_dict().values()} == {given}
+    assert torch.equal(loaded(image.to(given)), expected(image.to(given)))
+
+
 def test_a_folder_without_a_network(tmp_path):
     with pytest.raises(UserError, match=rf"^{tmp_path} holds no architecture\.json"):
         storage.load(tmp_path)

@@ -94,7 +94,7 @@ def save(folder: str | Path, pruned: "Pruned") -> None:
 
     UserError, and nothing written, if its example holds anything but tensors.
     """
-    folder, name = Path(folder), type(pruned.model).__name__
+    folder, name = Path(folder).expanduser(), type(pruned.model).__name__
     if (folder / DESCRIPTION).exists():
         raise FileExistsError(f"{folder} holds a network already")
     example: Any = pruned.example if isinstance(pruned.example, tuple | dict) else (pruned.example,)
@@ -136,9 +136,10 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Return the network saved in ``folder``, in evaluation mode, on the CPU; UserError if it holds none.
 
     The folder may come from anybody: no code is in it, and memory is taken only for weights that are there.
-    model: the dense network with any weights, which is copied, where lpslim cannot build it by itself.
+    model: the dense network with any weights, which is copied, where lpslim cannot build it by itself; the
+    stored weights take its precision.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     described, path = describe(folder), folder / WEIGHTS
     try:
         stored = load_file(path)
@@ -155,7 +156,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise UserError(f"{folder}: cannot be built: {reason}") from problem
     own = network.state_dict()
     if faults := weights.misfits(stored, own):
-        hint = " (of a network that was pruned twice, the first result is to be given)" if model else ""
+        narrower = model and any(n in own and len(v) < len(own[n]) for n, v in stored.items() if v.ndim)
+        hint = (
+            "; if it was made from a network that was itself pruned, give that one as model"
+            if narrower
+            else ""
+        )
         raise UserError(f"{path}: does not fit {DESCRIPTION}: {faults}{hint}")
     for name, value in stored.items():  # into the network's dictionary, which knows the modules' versions
         own[name] = value.to(own[name].dtype, copy=True).contiguous()  # a copy that no file backs
