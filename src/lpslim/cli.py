@@ -29,11 +29,12 @@ from lpslim.base import files
 from lpslim.base.errors import RunError, UserError
 from lpslim.experiment import sweep
 from lpslim.experiment.checks import check
-from lpslim.experiment.config import Config, declared, flat
+from lpslim.experiment.config import Config, declared, flat, is_place
 
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would be written to the record; ${p} may
 KEYS = [key for key, _, _ in declared(Config())]
+PLACES = [key for key, _, metadata in declared(Config()) if is_place(metadata)]
 PLUGIN_KEYS = ("regularizer.options.", "regularizer.penalty_options.")
 SET_BY_METHOD = {"regularizer", "regularizer.name", "regularizer.penalty", "criterion", "criterion.name",
                  "criterion.score_norm", "criterion.layer_budget_from", "retrain", "granularity"}  # fmt: skip
@@ -54,8 +55,9 @@ def main(words: Sequence[str], conf: Path) -> int:
         parser.add_argument(*flags, action="store_true")
     parser.add_argument("--config-dir", type=Path)
     own, rest = parser.parse_known_args(words)
-    rest = ["dry_run=true", *rest] if own.dry_run else rest
-    rest = [f"hydra.searchpath=['file://{own.config_dir.absolute()}']", *rest] if own.config_dir else rest
+    rest = [_at_home(word) for word in (["dry_run=true", *rest] if own.dry_run else rest)]
+    if own.config_dir:
+        rest = [f"hydra.searchpath=['file://{own.config_dir.expanduser().absolute()}']", *rest]
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         if any(word.startswith("-") for word in rest):  # Hydra's own, such as --help and --cfg job
@@ -68,7 +70,7 @@ def main(words: Sequence[str], conf: Path) -> int:
                 configure_log(composed.hydra.job_logging)
                 _execute(composed, composed.hydra)
                 return 0
-        return _sweep(rest, conf, Path(composed.hydra.sweep.dir).absolute(), own.debug)
+        return _sweep(rest, conf, Path(composed.hydra.sweep.dir).expanduser().absolute(), own.debug)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (UserError, RunError) as problem:
@@ -133,7 +135,21 @@ def _execute(composed: DictConfig, job: Any) -> Path | None:
     experiment = None
     if row in GlobalHydra.instance().config_loader().get_group_options(f"experiment/{table}"):
         experiment = checked(hydra.compose("config", [f"experiment={config.name}", *job.overrides.hydra]))
-    return execute(config, experiment)
+    try:
+        return execute(config, experiment)
+    except UserError as problem:
+        raise UserError(_as_typed(str(problem), config, job)) from problem
+
+
+def _as_typed(message: str, config: Config, job: Any) -> str:
+    """Return a message with ``model=<choice>`` in place of ``model.name=...`` that nobody typed."""
+    typed = {_key(word) for word in _words(job)}
+    for group, name in (("model", config.model.name), ("dataset", config.dataset.name)):
+        choice = job.runtime.choices.get(group)
+        if choice and f"{group}.name" not in typed:
+            of_name = "" if choice == name else f" ({name})"
+            message = message.replace(f"{group}.name={name}", f"{group}={choice}{of_name}")
+    return message
 
 
 def checked(composed: DictConfig, job: Any = None) -> Config:
@@ -149,6 +165,9 @@ def checked(composed: DictConfig, job: Any = None) -> Config:
     if faults:
         raise UserError("\n".join(faults))
     with explained(words):
+        for key in PLACES:
+            if (place := str(OmegaConf.select(own, key))).startswith("~"):
+                OmegaConf.update(own, key, os.path.expanduser(place))
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), own))
     check(config, choices)
     return config
@@ -188,7 +207,19 @@ def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> st
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key = cause.full_key.partition("[")[0]
         return f"{typed.get(key, key)}: {str(cause.msg).splitlines()[0]}"
-    return " ".join(str(cause).split())
+    text = " ".join(str(cause).split())
+    if global_file := re.match(r"In '([^/']+)/([^']+)': ConfigKeyError.*: Key '\1' ", text):
+        group, name = global_file.groups()
+        line = "its first line must be '# @package _global_', with no byte-order mark before it"
+        return f"{group}={name}: {line}, or all its keys stand below {group}"
+    return text
+
+
+def _at_home(word: str) -> str:
+    """Return a word with the home folder in place of ``~`` in a path: Hydra's grammar does not take one."""
+    if _key(word) not in PLACES:
+        return word
+    return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: os.path.expanduser("~"), word)
 
 
 def _words(job: Any) -> list[str]:

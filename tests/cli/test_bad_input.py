@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from hydra.errors import MissingConfigException
 
 from lpslim import cli
 from lpslim.base import registry
 from lpslim.base.errors import UserError
-from tests.composing import CONF, ROOT
+from lpslim.models import storage
+from tests.composing import CONF, ROOT, configured
 
 NAME = "must be parts of letters, digits, '.', '_' and '-' between slashes"
 
@@ -20,6 +23,7 @@ def plugins(package, *more):
 
 CRITERIA = plugins("pruning.criteria")
 POSITIVE, SHARE, BELOW_ONE = "must be a positive number", "above 0 and below 1", "at least 0 and below 1"
+PACKAGE = "experiment=odd: its first line must be '# @package _global_', with no byte-order mark before it, "
 UNREADABLE = "cannot be read as key=value"
 # words -> what the message says after the word itself, or whole where it begins with "error: "
 VALUES = {
@@ -120,6 +124,16 @@ WHOLE = {
     "protected=[${oc.env:HOME}]": "protected: a value may not call a resolver",
     "p=1,2": "Ambiguous value for argument 'p=1,2'",
     "model=resnet50 dataset=imagenet dataset.root=/nowhere": "dataset.root=/nowhere: ",
+    "model=resnet50 dataset=imagenet dataset.root=~/nowhere": f"dataset.root={Path.home()}/nowhere: ",
+    "model=resnet50 dataset=imagenet dataset.root='~/nowhere'": f"dataset.root={Path.home()}/nowhere: ",
+    "model.weights=~/nowhere.pth": f"model.weights={Path.home()}/nowhere.pth: must be a file that exists",
+    "work_dir='~no_such_user'": "work_dir=~no_such_user: must be a folder",
+    # names that were chosen, not typed
+    "model=resnet50": "model=resnet50: takes images of 3 channels, not 1",
+    "model=torchvision": "model=torchvision (mobilenet_v2): takes images of 3 channels, not 1",
+    "model=torchvision model.name=vgg11": "model.name=vgg11: takes images of 3 channels, not 1",
+    "model=bert_tiny dataset=toy_text dataset.max_length=65": "dataset.max_length=65: must be at most 64, as "
+    "model=bert_tiny (tiny) reads",
 }
 
 
@@ -167,6 +181,24 @@ def test_a_preset_names_the_plugin_that_it_lacks():
     assert str(refused.value).startswith("hydra/launcher=cores: needs Hydra's plug-in hydra/launcher/joblib")
 
 
+@pytest.mark.parametrize("words", ["model=resnet20 dataset=digits32", "model=bert_tiny dataset=toy_text"])
+def test_weights_that_are_not_finite_are_refused_by_file_and_tensor(words, tmp_path, capsys):
+    config = configured(*words.split())
+    data = registry.find("data.datasets", config.dataset.source).load(config.dataset, tmp_path)
+    model = storage.dense(config.model.family, config.model.name, data.shape, data.num_classes).build()
+    name, value = list(model.named_parameters())[5]
+    value.data.flatten()[0] = float("nan")
+    file = tmp_path / "weights.pth"
+    if "bert" in words:
+        model.transformer.save_pretrained(file)
+    else:
+        torch.save(model.state_dict(), file)
+    (line,) = refusal(f"{words} model.weights={file} work_dir={tmp_path}/outputs", capsys)
+    tensor = name.removeprefix("transformer.")
+    assert line == f"model.weights={file}: {tensor} holds values that are no finite numbers"
+    assert not (tmp_path / "outputs" / "stages").exists()
+
+
 @pytest.mark.parametrize("words", ["ratio=1.2", "rohh=1", "-m ratio=1.2,1.3", "-m rohh=1,2", "-m p=a,b"])
 def test_a_traceback_is_there_for_who_asks_and_torch_for_nobody(words, tmp_path):
     program = (
@@ -193,6 +225,8 @@ def test_a_traceback_is_there_for_who_asks_and_torch_for_nobody(words, tmp_path)
             "# @package _global_\nselection: last",
             "In 'experiment/odd': ConfigKeyError raised while composing config: Key 'selection'",
         ),
+        ("\ufeff# @package _global_\nratio: 0.4", PACKAGE),
+        ("ratio: 0.4", PACKAGE),
     ],
 )
 def test_a_configuration_file_of_ones_own_may_be_broken(text, said, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from lpslim import cli
 from lpslim.experiment.config import IGNORED_KEYS, KINDS, Config, declared, flat
 from lpslim.models import family as families
 from lpslim.pruning import selection
@@ -63,6 +64,19 @@ def test_a_method_has_a_kind_and_only_the_admm_has_its_label_from_the_penalty(na
     assert config.kind in KINDS
     assert (config.label == "") == (config.kind == "ADMM")
     assert (config.regularizer.name == "admm") == (config.kind in ("ADMM", "unstructured"))
+
+
+@pytest.mark.parametrize("key", cli.PLACES)
+@pytest.mark.parametrize(("typed", "place"), [("~/a b", "/home/me/a b"), ("~", "/home/me"), ("x/~", "x/~")])
+def test_a_tilde_is_the_users_home_wherever_it_is_written(key, typed, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "debug").mkdir()
+    own = OmegaConf.create()
+    OmegaConf.update(own, key, typed)
+    (tmp_path / "debug" / "mine.yaml").write_text(f"# @package _global_\n{OmegaConf.to_yaml(own)}")
+    for words in ((f"{key}='{typed}'",), ("debug=mine", f"hydra.searchpath=['file://{tmp_path}']")):
+        found = {name: value for name, value, _ in declared(configured(*words))}
+        assert found[key] == place
 
 
 @pytest.mark.parametrize("word", ["regularizer=lp", "regularizer.name=admm", "regularizer.penalty=lp",

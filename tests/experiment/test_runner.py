@@ -87,7 +87,7 @@ TEXT = ("model=bert_tiny", "dataset=toy_text")
         (("target_flops=0.96", "round_to=64"), ("target_flops=0.96", "must be at most 0.2482")),
         (("model=resnet20", "target_params=10"), ("target_params=10", "must be at least")),
         (("target_params=1e9",), ("target_params=1e+09", "must be below")),
-        ((*TEXT, "dataset.max_length=99"), ("model=tiny", "(3, 99)")),
+        ((*TEXT, "dataset.max_length=99"), ("dataset.max_length=99: must be at most 64", "model.name=tiny")),
         ((*TEXT, "criterion=chip"), ("criterion=chip",)),
     ],
 )

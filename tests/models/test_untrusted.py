@@ -97,7 +97,7 @@ DESCRIPTIONS = {
     "too many": ({"arguments": {"num_classes": 2**20, "in_channels": 3}}, "floating in the file, (1048576,"),
     "an extra argument": ({"arguments": {"weights": "DEFAULT"}}, "cannot be built: TypeError: "),
     "a way out": ({"family": "../../x"}, "'../../x' is not one of bert"),
-    "a name": ({"name": "vgg99"}, "model.name=vgg99: must be one of vgg_small, vgg16, vgg19"),
+    "a name": ({"name": "vgg99"}, ": name=vgg99: must be one of vgg_small, vgg16, vgg19"),
     "the largest": ({"family": "torchvision", "name": "regnet_y_128gf", "arguments": {"num_classes": 9}},
                     "does not fit architecture.json: missing "),
     "an input": ({"input_shape": [3, 10**6, 10**6]}, "$.input_shape[1]"),

@@ -1,5 +1,6 @@
 """Checkpoint files that survive kills and betray damage; trainings that go on from them to the same bits."""
 
+import logging
 import os
 
 import pytest
@@ -36,6 +37,18 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, join, config, step
         assert later.convergence == callback.convergence
         assert len(later.convergence) == 6
         assert all(torch.equal(z, callback.sparse()[name]) for name, z in later.sparse().items())
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_told_and_not_used(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    whole, curve, _ = trained(checkpoint=Checkpoint(tmp_path / "stage", 0))
+    checkpoint = Checkpoint(tmp_path / "stage", None)
+    state = checkpoint.load()
+    checkpoint.save({**state, "generators": state["generators"] * 2})
+    caplog.clear()
+    again, rows, _ = trained(checkpoint=checkpoint)
+    assert "begins anew: the checkpoint is of 2 processes" in caplog.messages
+    assert (same(again, whole), rows) == (True, curve)
 
 
 def test_what_was_trained_is_not_trained_again(tmp_path, monkeypatch):

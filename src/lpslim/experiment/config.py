@@ -39,7 +39,7 @@ ZERO_OR_MORE = Rule(lambda value: 0 <= value < inf, "0 or more")
 ONE_OR_MORE = Rule(lambda value: 1 <= value < inf, "1 or more")
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
 SHARE = Rule(lambda value: 0 < value < 1, "a share above 0 and below 1")
-FOLDER = Rule(lambda value: value and "\0" not in value, "a folder")
+FOLDER = Rule(lambda value: value and "\0" not in value and value[0] != "~", "a folder")  # a known ~ is gone
 ONE_LINE = Rule(str.isprintable, "on one line")
 PATH = Rule(re.compile(NAME).fullmatch, "parts of letters, digits, '.', '_' and '-' between slashes")
 WORD = Rule(re.compile(PART).fullmatch, "letters, digits, '.', '_' and '-'")
@@ -168,6 +168,11 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def is_place(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a field names a folder or a file, in which ``~`` is the user's home."""
+    return metadata.get("rule") in (FOLDER, WEIGHTS)
 
 
 def declared(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:

@@ -105,6 +105,13 @@ def configuration(name: str) -> dict[str, Any]:
     return {key: value for key, value in _config(name, NAME).to_diff_dict().items() if key in SETTINGS}
 
 
+def positions(name: str) -> int:
+    """Return how many tokens an encoder reads at most; UserError if there is none of this name."""
+    config = _config(name, NAME)
+    unused = config.pad_token_id + 1 if config.model_type == "roberta" else 0  # it counts from there
+    return config.max_position_embeddings - unused
+
+
 def _config(name: str, key: str) -> Any:
     library = _transformers()
     if name == TINY:

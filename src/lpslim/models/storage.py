@@ -152,7 +152,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         else:
             network = described.cut(copy.deepcopy(model).cpu())
     except Exception as problem:  # networks and their tracing stumble over nonsense in many ways
-        reason = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+        reason = f"{type(problem).__name__}: {problem}"
+        reason = str(problem).removeprefix("model.") if isinstance(problem, UserError) else reason
         raise UserError(f"{folder}: cannot be built: {reason}") from problem
     own = network.state_dict()
     if faults := weights.misfits(stored, own):

@@ -79,6 +79,8 @@ class TrainState:
         state = checkpoint.load()
         writers = gather_object([len(state["generators"]) if state else 0])
         if not state or set(writers) != {distributed.share().world}:
+            if any(writers) and distributed.is_main():
+                log.info("begins anew: the checkpoint is of %d processes", max(writers))
             return
         for name, saved in state.pop("parts").items():
             self.parts[name].load_state_dict(saved)

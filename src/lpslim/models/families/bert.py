@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lpslim.base.errors import UserError
 from lpslim.models import encoders
 from lpslim.models.family import Family
-from lpslim.models.weights import Published
+from lpslim.models.weights import Published, load_into
 from lpslim.pruning.units import Units
 
 
@@ -43,7 +43,11 @@ class BertFamily(Family):
         return Classifier(encoders.classifier(configuration, num_classes))
 
     def arguments(self, name: str, shape: Sequence[int]) -> dict[str, Any]:
-        """Return the encoder's configuration; UserError if it cannot be found."""
+        """Return the encoder's configuration; UserError if it cannot be found, or reads no text so long."""
+        if shape[-1] > (most := encoders.positions(name)):
+            raise UserError(
+                f"dataset.max_length={shape[-1]}: must be at most {most}, as model.name={name} reads"
+            )
         return {"configuration": encoders.configuration(name)}
 
     def units(self, model: Any, example: Tensor | None = None) -> list[Units]:
@@ -95,7 +99,7 @@ class BertFamily(Family):
     def load_weights(self, model: Any, name: str, weights: str, folder: str | None = None) -> None:
         """Copy an encoder's weights into a network, with a new random head; UserError if they do not fit."""
         loaded = encoders.encoder(weights, model.transformer.config)
-        model.transformer.load_state_dict(loaded.state_dict())
+        load_into(model.transformer, loaded.state_dict(), weights)
 
     def check(self, model: Any, data: Any) -> None:
         """Raise UserError for texts in the tokens of another vocabulary."""
