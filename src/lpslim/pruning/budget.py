@@ -69,12 +69,10 @@ class Candidates:
         return target if params < 1 else replace(target, tolerance=near, dense=dense)
 
 
-def candidates(
-    model: nn.Module, example: Example, units: Sequence[Units], *, adjust: float, floor: float
-) -> Candidates:
-    """Return the candidates among the units of a dense network; adjust, floor: shares that layers keep."""
+def candidates(model: nn.Module, example: Example, units: Sequence[Units], **shares: float) -> Candidates:
+    """Return the candidates among the units of a dense network; shares: as :func:`selection.floors`."""
     cost = CostModel(layer_costs(model, example), units, parameters(model))
-    return Candidates(list(units), cost, selection.floors(units, adjust=adjust, floor=floor))
+    return Candidates(list(units), cost, selection.floors(units, **shares))
 
 
 def removed_share(target_params: float, dense: int) -> float:

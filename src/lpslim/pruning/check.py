@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +19,45 @@ from tqdm import tqdm
 
 from lpslim.base.errors import UserError
 from lpslim.base.modules import Example, call
-from lpslim.pruning.graph import REMEDY, Cut, Graph, apply
-from lpslim.pruning.units import CONVOLUTIONS, Units
+from lpslim.pruning.dependency import apply
+from lpslim.pruning.graph import REMEDY, Graph
+from lpslim.pruning.units import CONVOLUTIONS, Cut, Units
 
 PATIENCE = 5.0  # seconds before a progress bar appears
 
 
-Survey = tuple[list[Units], dict[str, str], Graph, "Comparison | None"]
+class Survey(NamedTuple):
+    """Units that can go, layers that cannot with the reason, and what both were found by."""
+
+    units: list[Units]
+    left: dict[str, str]
+    graph: Graph
+    comparison: "Comparison | None"  # None: not checked
 
 
-def survey(model: nn.Module, example: Example, protected: Sequence[str] = (), check: bool = True) -> Survey:
-    """Return units that can go, layers that cannot with the reason, and what both were found by.
+def survey(
+    model: nn.Module,
+    example: Example,
+    protected: Sequence[str] = (),
+    *,
+    check: bool = True,
+    coupled: bool = False,
+) -> Survey:
+    """Return the survey of a network; coupled: channels that layers share are among the units.
 
     What :meth:`Graph.discover` finds is compared without a random half of its units: layers that would not
     be pruned exactly are left alone.
     """
     graph = Graph(model, example)
-    units, left = graph.discover(protected)
+    units, left = graph.discover(protected, coupled=coupled)
     if not (check and units):
-        return units, left, graph, None
+        return Survey(units, left, graph, None)
     generator, comparison = torch.Generator().manual_seed(0), Comparison(model, example)
     drawn = {unit.layer: torch.randperm(unit.size, generator=generator) for unit in units}
     kept = {layer: order[len(order) // 2 :].sort().values.tolist() for layer, order in drawn.items()}
     failing = comparison.failing(graph.cuts(kept))
-    return [unit for unit in units if unit.layer not in failing], left | failing, graph, comparison
+    passing = [unit for unit in units if unit.layer not in failing]
+    return Survey(passing, left | failing, graph, comparison)
 
 
 class Comparison:
@@ -63,12 +78,17 @@ class Comparison:
                 if dtype == own:
                     raise
         self.whole, self.tolerance = whole, torch.finfo(dtype).eps ** 0.5
-        self.runs = [("evaluation", first)] if _comparable(outputs) else []
+        self.runs: list[tuple[str, Example]] = [("evaluation", first)] if _comparable(outputs) else []
         for mode, batches in (("evaluation", (2, 1)), ("training", (2,))):
             drawn = (_map(first, functools.partial(_drawn, batch=batch)) for batch in batches)
             self.runs += [(mode, inputs) for inputs in drawn if self._runs(mode, inputs)][:1]
         if not self.runs:
             raise UserError("example: no output for it is a number to compare; check=False skips this")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Modes in which the network runs and is compared."""
+        return tuple(dict.fromkeys(mode for mode, _ in self.runs))
 
     def _runs(self, mode: str, inputs: Example) -> bool:
         """Return whether the network itself runs so; some take one batch size, or need labels to train."""

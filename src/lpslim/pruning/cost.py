@@ -42,6 +42,7 @@ class LayerCost:
     fan_in: int  # input channels that one filter reads: 1 if depthwise
     out: int
     vectors: int  # parameters per output channel besides the filter: bias, batch-norm scale and shift
+    groups: int = 1
 
     def cost(self, fan_in: int, out: int) -> Cost:
         """Return the cost with other widths."""
@@ -82,7 +83,8 @@ def _describe(name: str, module: nn.Module, macs: int) -> LayerCost:
         if isinstance(module, CONVOLUTIONS) and module.transposed:
             channels, fan_in = module.out_channels, channels // module.groups
         positions = macs // (math.prod(kernel) * fan_in * channels)
-        return LayerCost(name, positions, math.prod(kernel), fan_in, channels, int(module.bias is not None))
+        bias, groups = int(module.bias is not None), getattr(module, "groups", 1)
+        return LayerCost(name, positions, math.prod(kernel), fan_in, channels, bias, groups)
     shared = isinstance(module, nn.PReLU) and module.num_parameters == 1  # one slope for all channels
     vectors = [] if shared else list(module.parameters(recurse=False))
     return LayerCost(name, 0, 0, 0, vectors[0].numel() if vectors else 0, len(vectors))
@@ -107,8 +109,13 @@ class CostModel:
 
     def __init__(self, layers: Sequence[LayerCost], units: Sequence[Units], params: int) -> None:
         self.layers, self.units = list(layers), list(units)
-        self.producer = {name: i for i, unit in enumerate(units) for name in unit.producers}
-        self.consumer = {name: i for i, unit in enumerate(units) for name in unit.consumers}
+        # layer, inputs or not -> the units that go there, each with its number of channels
+        self.touching: dict[tuple[str, bool], list[tuple[int, int]]] = {}
+        for i, unit in enumerate(units):
+            own = {(cut.name, cut.reads): len(cut.indices) // unit.size for cut in unit.cuts}
+            sides = [*((name, False) for name in unit.producers), *((name, True) for name in unit.consumers)]
+            for side, channels in (dict.fromkeys(sides, 0) | own).items():
+                self.touching.setdefault(side, []).append((i, channels))
         counted = [layer.cost(layer.fan_in, layer.out) for layer in self.layers]
         self.dense = Cost(sum(cost.macs for cost in counted), params)
         self.uncounted = params - sum(cost.params for cost in counted)
@@ -118,15 +125,19 @@ class CostModel:
         gone = (unit.loose * (unit.size - width) for unit, width in zip(self.units, widths, strict=True))
         macs, params = 0, self.uncounted - sum(gone)
         for layer in self.layers:
-            fan_in = self._channels(layer.fan_in, self.consumer.get(layer.name), widths)
-            out = self._channels(layer.out, self.producer.get(layer.name), widths)
+            fan_in = layer.fan_in - self._gone(layer, True, widths)
+            out = layer.out - self._gone(layer, False, widths)
             cost = layer.cost(fan_in, out)
             macs, params = macs + cost.macs, params + cost.params
         return Cost(macs, params)
 
-    def _channels(self, dense: int, unit: int | None, widths: Sequence[int]) -> int:
-        # a flattened feature map feeds several inputs of a linear layer per channel
-        return dense if unit is None else dense // self.units[unit].size * widths[unit]
+    def _gone(self, layer: LayerCost, reads: bool, widths: Sequence[int]) -> int:
+        """Return the inputs (of one filter) or outputs that a layer loses."""
+        gone, dense, groups = 0, layer.fan_in if reads else layer.out, layer.groups if reads else 1
+        for i, channels in self.touching.get((layer.name, reads), ()):
+            size = self.units[i].size
+            gone += (channels // groups or dense // size) * (size - widths[i])
+        return gone
 
     def flops_drop(self, widths: Sequence[int]) -> float:
         """Return the share of the dense multiply-adds that is gone with ``widths[i]`` units in layer i."""

@@ -1,49 +1,40 @@
-"""Removal of units along Torch-Pruning's dependency graph; the only file that knows Torch-Pruning."""
+"""Units of a network: channels that can only go together, found by walks along its dependency graph."""
 
-import logging
-import warnings
-from collections import namedtuple
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from operator import itemgetter
 
-import torch
 from torch import nn
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, call, eval_mode, matches
-from lpslim.pruning.units import CONVOLUTIONS, Prunable, Units
+from lpslim.base.modules import Example, matches
+from lpslim.pruning.dependency import UNTRACEABLE, Channels, Traced, Walk, apply, tied
+from lpslim.pruning.units import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    ROOTS,
+    Cut,
+    Prunable,
+    Units,
+    is_depthwise,
+    width_of,
+)  # fmt: skip
 
-logging.getLogger("torch_pruning").setLevel(logging.ERROR)
-
-ROOTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose outputs may be removed
-# Operations that join the channels of several layers, by Torch-Pruning's names
-JOINING = ("_ConcatOp", "_SplitOp", "AddBackward0", "SubBackward0")
 REMEDY = (
     "take weight_norm, spectral_norm, parametrisations or masks off first (remove_parametrizations, "
     "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils)"
 )
-# Its errors over a network that it does not understand; RuntimeError is the network's own
-UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
-Index = namedtuple("Index", "idx root_idx")  # a channel as Torch-Pruning maps it, and the first layer's
-
-
-class Cut(NamedTuple):
-    """Indices that a layer, or a loose parameter, loses: of its outputs, or of its inputs (``reads``)."""
-
-    name: str  # empty for an operation, which has nothing to lose
-    reads: bool
-    indices: list[int]
-    axis: int = 0  # of a loose parameter
 
 
 def find_units(model: nn.Module, example: Example, prunables: Sequence[Prunable]) -> list[Units]:
     """Return the units of each prunable layer with every layer that they touch.
 
-    A unit is one output channel; where a layer is, or feeds, a convolution in groups, it is one channel of
-    each group, so that the groups stay alike. example: one input, on the model's device. UserError if a layer
-    is unknown, shares channels with another, is grouped in several ways, or touches layers with one weight.
+    A unit is one output channel and all that can only go with it: where a layer is, or feeds, a convolution
+    in groups, one channel of each group; where it is added to others, theirs. example: one input, on the
+    model's device. UserError if a layer is unknown, shares units with another, or touches layers with one
+    weight.
     """
     return Graph(model, example).units(prunables)
 
@@ -62,70 +53,74 @@ def prune(model: nn.Module, example: Example, kept: Mapping[str, Sequence[int]])
 
 
 class Graph:
-    """Dependency graph of a network: traced once on an example, then walked for every layer.
+    """Network that was traced once on an example, and is walked for the channels that go together.
 
     UserError if Torch-Pruning cannot follow the network at all.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        import torch_pruning as tp  # takes seconds where timm is installed, which it imports whole
-
-        self.modules = dict(model.named_modules())
-        self.parameters = dict(model.named_parameters())
-        self.names: dict[Any, str] = {part: name for name, part in (self.modules | self.parameters).items()}
-        self.tied = _tied(model)
-        # the trace follows gradients: it would not see what is frozen
-        with eval_mode(model), _all_trainable(model), torch.enable_grad(), warnings.catch_warnings():
-            for notice in ("Unwrapped parameters", "Maximum recursive depth"):  # what is unclear stays whole
-                warnings.filterwarnings("ignore", notice)
-            try:
-                self.traced = tp.DependencyGraph().build_dependency(model, example, forward_fn=call)
-            except UNTRACEABLE as problem:
-                name, reason = type(model).__name__, f"{type(problem).__name__}: {problem}"
-                raise UserError(f"{name}: Torch-Pruning cannot follow its channels ({reason})") from problem
+        self.traced, self.tied = Traced(model, example), tied(model)
+        self.modules, self.parameters, self.names = (
+            self.traced.modules,
+            self.traced.parameters,
+            self.traced.names,
+        )
+        self.known: dict[str, Callable[[], Units]] = {}  # by name, of every walk so far
 
     def units(self, prunables: Sequence[Prunable]) -> list[Units]:
         """Return the units of these layers, as :func:`find_units`."""
-        found = [self._described(p.layer, p.sensitive, self._walk(p.layer)) for p in prunables]
-        owner: dict[str, str] = {}
-        for units in found:
-            for name in units.producers:
-                if owner.setdefault(name, units.layer) != units.layer:
-                    raise UserError(f"layers {owner[name]!r} and {units.layer!r} share their channels")
-            for name in (*units.producers, *units.consumers):
-                if name in self.tied:
-                    names = " and ".join(map(repr, self.tied[name]))
-                    raise UserError(f"layer {units.layer!r}: {names} have one weight: its channels stay")
+        found, owner = list[Units](), dict[tuple[str, int], str]()
+        for layer, sensitive in ((p.layer, p.sensitive) for p in prunables):
+            if layer not in self.known:
+                self._group([layer.partition(":")[0]])
+            if layer not in self.known:
+                raise UserError(f"layer {layer!r}: no channel of it can go")
+            units = replace(self.known[layer](), sensitive=sensitive)
+            for cut in units.cuts:
+                first = (cut.name, min(cut.indices))
+                if not cut.reads and owner.setdefault(first, layer) != layer:
+                    raise UserError(f"layers {owner[first]!r} and {layer!r} share their channels")
+            if names := self._one_weight(units):
+                raise UserError(f"layer {layer!r}: {names} have one weight: its channels stay")
+            found.append(units)
         return found
 
-    def discover(self, protected: Sequence[str] = ()) -> tuple[list[Units], dict[str, str]]:
-        """Return the units of every layer that can lose channels without a residual stream losing any.
+    def discover(
+        self, protected: Sequence[str] = (), *, coupled: bool = False
+    ) -> tuple[list[Units], dict[str, str]]:
+        """Return the units of every layer that can lose channels, and layers that keep them, with the reason.
 
-        These are the convolutions and linear layers whose outputs are consumed, and neither added to nor
-        concatenated with others. A product with a gate, as in squeeze-and-excitation, is no obstacle: the
-        gate loses the channel too. A layer whose weight another one has as well, and what feeds it, keep
-        their width. protected: layers, modules with all in them, or globs; UserError if one is not in the
-        network. Beside them, layers that cannot be followed, each with the reason.
+        These are the convolutions and linear layers whose outputs are consumed. A product with a gate, as in
+        squeeze-and-excitation, is no obstacle: the gate loses the channel too. A layer whose weight another
+        one has as well, and what feeds it, keep their width. protected: layers, modules with all in them, or
+        globs; UserError if one is not in the network. coupled: also channels that are added to or
+        concatenated with others.
         """
         if unknown := [entry for entry in protected if not any(matches(n, [entry]) for n in self.modules)]:
             raise UserError(f"protected: the network has no {unknown[0]!r}")
         found, left, owned = list[Units](), dict[str, str](), set[str]()
         for name, module in self.modules.items():
-            if name in owned or not isinstance(module, ROOTS) or len(module.weight) == 1:
+            if name in owned or not isinstance(module, ROOTS) or width_of(module) == 1:
                 continue
+            layers = [name]
             try:
-                walked = self._walk(name, alone=True)
-                units = self._described(name, False, walked) if walked else None
+                group = self._group(layers)
             except (UserError, AssertionError, *UNTRACEABLE) as problem:
-                if not matches(name, protected):
-                    left[name] = str(problem).removeprefix(f"layer {name!r}: ")
-                continue
-            if units:
-                touched = {name, *units.producers}
-                owned |= touched
-                bound = any(matches(layer, protected) for layer in touched)
-                if units.consumers and not bound and not self.tied.keys() & {*touched, *units.consumers}:
+                reason = str(problem).removeprefix(f"layer {name!r}: ")
+                left |= {layer: reason for layer in layers if not matches(layer, protected)}
+                group = []
+            owned.update(layers)
+            for units in group:
+                bound = any(matches(layer, protected) for layer in units.producers)
+                if bound or not units.consumers or units.size == 1 or self._one_weight(units):
+                    continue
+                if coupled or not units.coupled:
                     found.append(units)
+                    continue
+                for layer in [member.layer for member in units.members]:
+                    others = [repr(other) for other in layers if other != layer]
+                    joined = f"added to those of {others[0]}" if others else "added, concatenated or split"
+                    left[layer] = f"its channels are {joined}: coupled=True removes them together"
         return found, left
 
     def cuts(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[Cut]]:
@@ -133,118 +128,87 @@ class Graph:
         cuts = {}
         for units in self.units([Prunable(name) for name in kept]):
             units.check(kept[units.layer])
-            gone = sorted(set(range(units.size)) - set(kept[units.layer]))
-            channels = [group * units.size + unit for group in range(units.groups) for unit in gone]
-            walked = self._walk(units.layer, channels) if channels else []
-            cuts[units.layer] = [cut for cut in walked if cut.name]
+            cuts[units.layer] = units.without(sorted({*range(units.size)} - {*kept[units.layer]}))
         return cuts
 
-    def _described(self, layer: str, sensitive: bool, cuts: Sequence[Cut]) -> Units:
-        producers, consumers, groupings, loose = list[str](), list[str](), {1}, 0
-        for cut in cuts:
-            module = self.modules.get(cut.name) if cut.name else None
-            if isinstance(module, (*CONVOLUTIONS, nn.Linear)) and not isinstance(module.weight, nn.Parameter):
-                raise UserError(f"layer {layer!r}: the weight of {cut.name!r} is computed: {REMEDY}")
-            if isinstance(module, CONVOLUTIONS):
-                depthwise = module.groups == module.in_channels == module.out_channels
-                groupings.add(1 if depthwise else module.groups)  # these follow any other grouping
-            if module is not None:
-                (consumers if cut.reads else producers).append(cut.name)
-            elif cut.name:
-                shape = self.parameters[cut.name].shape
-                loose += shape.numel() // shape[cut.axis] * len(cut.indices)
-        several, groups = sorted(groupings - {1}), max(groupings)
-        if len(several) > 1:
-            raise UserError(f"layer {layer!r}: its channels are grouped in several ways, {several}")
-        size, touched = len(cuts[0].indices) // groups, (tuple(producers), tuple(consumers))
-        return Units(layer, size, sensitive, *touched, groups, loose=loose // max(size, 1))
+    def _one_weight(self, units: Units) -> str:
+        """Return the layers that have a weight in common, if the units touch one of them."""
+        touched = (name for name in (*units.producers, *units.consumers) if name in self.tied)
+        return " and ".join(map(repr, self.tied.get(next(touched, ""), ())))
 
-    def _walk(self, layer: str, channels: Sequence[int] = (), *, alone: bool = False) -> list[Cut]:
-        """Return all that goes with channels of a layer (by default all of them).
+    def _group(self, layers: list[str]) -> list[Units]:
+        """Return all units of a layer, the one in ``layers``, and of those that share channels with it.
 
-        alone: nothing is returned as soon as another layer's channels are joined with them. UserError if the
-        trace does not see the layer, or if the channels that go together do not line up.
+        These layers are appended, even if it raises. Units are alike: of one list all touch the same layers,
+        each as many channels. It is named by a layer that no other has, or by its first layer and a number.
         """
-        module = self.modules.get(layer)
-        if not isinstance(module, ROOTS):
-            raise UserError(f"layer {layer!r}: the network has no convolution or linear layer of this name")
-        if module not in self.traced.module2node:
-            raise UserError(f"layer {layer!r}: nothing calls it by itself, or it goes on without a gradient")
-        own, produces = list(channels or range(len(module.weight))), self.traced.is_out_channel_pruning_fn
-        first = self.traced.module2node[module], self.traced.get_pruner_of_module(module).prune_out_channels
-        indices = {first: dict.fromkeys(own)}  # of every node and way to cut it, in the order found
-        pending: list[tuple[Any, Any, Sequence[Any]]] = [(*first, [Index(i, i) for i in own])]
-        while pending:
-            node, cut, found = pending.pop()
-            operations = type(node.module).__name__, node.name.rpartition("(")[2].rstrip(")")
-            if alone and {*operations} & {*JOINING}:
-                return []
-            for edge in node.dependencies:
-                mapped = found if edge.is_triggered_by(cut) else []
-                for mapping in filter(None, edge.index_mapping):
-                    mapped = mapping(mapped)
-                if mapped and self._takes(layer, edge, max(index.idx for index in mapped)):
-                    known = indices.setdefault((edge.target, edge.handler), {})
-                    if new := [index for index in mapped if index.idx not in known]:
-                        known |= dict.fromkeys(index.idx for index in new)
-                        pending.append((edge.target, edge.handler, new))
-        walked = [
-            Cut(self.names.get(node.module, ""), not produces(cut), list(known), node.pruning_dim)
-            for (node, cut), known in indices.items()
-        ]
-        return [] if alone and any(not cut.reads and cut.indices != own for cut in walked) else walked
+        walk = Walk(self.traced, layers)
+        found = {layer: walk.places.index(self.traced.outputs(layer)) for layer in layers}
+        places = {name: found[name] for name in self.modules if name in found}
+        alike: dict[tuple[tuple[int, int], ...], list[Channels]] = {}
+        for channels in walk.units():
+            alike.setdefault(tuple(sorted((p, len(own)) for p, own in channels.items())), []).append(channels)
+        walk.joined |= len(alike) > 1
+        lists = [([name for name in places if places[name] in units[0]], units) for units in alike.values()]
+        firsts = [min(min(own[places[made_by[0]]]) for own in units) for made_by, units in lists]
+        several = Counter(name for made_by, _ in lists for name in made_by)
+        names, numbers = list[str](), Counter[str]()
+        for _, (made_by, units) in sorted(zip(firsts, lists, strict=True), key=itemgetter(0)):
+            numbers[made_by[0]] += 1
+            own = {name: name for name in made_by if several[name] == 1}
+            own = own or {f"{made_by[0]}:{numbers[made_by[0]]}": made_by[0]}
+            for name, layer in own.items():  # what was saved may know them by any of these
+                self.known[name] = cache(partial(self._described, name, layer, made_by, walk, units))
+            names.append(next(iter(own)))
+        return [self.known[name]() for name in names]
 
-    def _takes(self, layer: str, edge: Any, highest: int) -> bool:
-        """Return whether channels go on to an edge's target: not to a single one, which is broadcast."""
-        node, traced = edge.target, self.traced
-        if node.module not in self.names:
-            return True
-        outputs = traced.is_out_channel_pruning_fn(edge.handler)
-        width = traced.get_out_channels(node) if outputs else traced.get_in_channels(node)
-        if width is not None and 1 < width <= highest:
-            raise UserError(f"layer {layer!r}: its channels do not line up with {self.names[node.module]!r}")
-        return width is None or highest < width
-
-
-def apply(model: nn.Module, cuts: Iterable[Cut]) -> None:
-    """Cut the network that was traced, or a copy of it, in place; cuts of one layer may overlap."""
-    import torch_pruning as tp
-
-    indices: dict[tuple[str, bool, int], set[int]] = {}
-    for cut in cuts:
-        indices.setdefault((cut.name, cut.reads, cut.axis), set()).update(cut.indices)
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-    known = tp.DependencyGraph()
-    pruners = {name: known.get_pruner_of_module(modules[name]) for name, *_ in indices if name in modules}
-    with _all_trainable(model):  # what replaces a frozen parameter is frozen again
-        for (name, reads, axis), gone in indices.items():
-            if name in modules:
-                function = pruners[name].prune_in_channels if reads else pruners[name].prune_out_channels
-                function(modules[name], sorted(gone))
+    def _described(
+        self, name: str, layer: str, made_by: Sequence[str], walk: Walk, channels: Sequence[Channels]
+    ) -> Units:
+        """Return units by one of their names, in the order of a layer's channels."""
+        producers, consumers, loose, cuts = list[str](), list[str](), 0, list[Cut]()
+        by = walk.places.index(self.traced.outputs(layer))
+        size, channels = len(channels), [own for _, own in sorted((min(own[by]), own) for own in channels)]
+        for place in sorted(channels[0]):
+            node, function = walk.places[place]
+            indices = [i for own in channels for i in sorted(own[place])]
+            part, reads = self.names[node.module], not self.traced.is_out_channel_pruning_fn(function)
+            module = self.modules.get(part)
+            if isinstance(module, ROOTS) and not isinstance(module.weight, nn.Parameter):
+                raise UserError(f"layer {layer!r}: the weight of {part!r} is computed: {REMEDY}")
+            cuts.append(Cut(part, reads, indices, node.pruning_dim))
+            if module is not None:
+                (consumers if reads else producers).append(part)
             else:
-                old, (owner, _, own) = parameters[name], name.rpartition(".")
-                left = [i for i in range(old.shape[axis]) if i not in gone]
-                new = old.detach().index_select(axis, torch.tensor(left, device=old.device))
-                setattr(model.get_submodule(owner), own, nn.Parameter(new))
+                shape = self.parameters[part].shape
+                loose += shape.numel() // shape[node.pruning_dim] * len(indices) // size
+        made = {cut.name: cut.indices for cut in cuts if not cut.reads}
+        step, width = len(made[layer]) // size, range(width_of(self.modules[layer]))
+        grouped = made[layer] == [i for unit in range(size) for i in width[unit::size]]
+        plain = grouped or made[layer] == [*width]  # the second: each unit's channels are side by side
+        dense = [each for each in made_by if not is_depthwise(self.modules[each])] or made_by
+        members = [self._member(each, made) for each in dense if walk.joined or not plain]
+        return Units(
+            name, size, False, tuple(producers), tuple(consumers), step if grouped else 1,
+            1 if grouped else step, self._axis(layer), loose, walk.joined, tuple(members), tuple(cuts),
+        )  # fmt: skip
 
+    def _member(self, layer: str, made: Mapping[str, Sequence[int]]) -> Units:
+        """Return all channels of a layer, and the batch-norm that they alone pass through."""
+        norm, pending = list[str](), [self.traced.outputs(layer)[0]]
+        for node in pending:
+            for following in node.outputs if not norm else ():
+                name = self.names.get(following.module, "")
+                if isinstance(following.module, BATCH_NORMS) and made.get(name) == made[layer]:
+                    norm = [name]
+                elif not name and following not in pending:
+                    pending.append(following)
+        return Units(
+            layer, width_of(self.modules[layer]), False, (layer, *norm), (), scored_by=self._axis(layer)
+        )
 
-def _tied(model: nn.Module) -> dict[str, list[str]]:
-    """Return the modules that have a parameter in common with others, each with all that have it."""
-    owners: dict[nn.Parameter, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in set(module.parameters(recurse=False)):
-            owners.setdefault(parameter, []).append(name)
-    return {name: names for names in owners.values() if len(names) > 1 for name in names}
-
-
-@contextmanager
-def _all_trainable(model: nn.Module) -> Iterator[None]:
-    """Unfreeze every parameter; afterwards each name has its own flag again, on whatever it then names."""
-    flags = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
-    try:
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-        yield
-    finally:
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            parameter.requires_grad_(flags[name])
+    def _axis(self, layer: str) -> tuple[tuple[str, int], ...]:
+        """Return where a layer's weight has its output channels, if not on its first axis."""
+        module = self.modules[layer]
+        second = isinstance(module, CONVOLUTIONS) and module.transposed and not is_depthwise(module)
+        return ((layer, 1),) if second else ()

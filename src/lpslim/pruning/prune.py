@@ -1,5 +1,6 @@
 """Pruning of a network of one's own from Python, without any configuration."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,11 +11,11 @@ from lpslim.base.errors import UserError
 from lpslim.base.modules import Example, eval_mode
 from lpslim.pruning import check as exactness
 from lpslim.pruning import criteria
-from lpslim.pruning.budget import Budget, candidates
+from lpslim.pruning.budget import Budget, Candidates, candidates
 from lpslim.pruning.cost import Cost, count
-from lpslim.pruning.graph import apply
-from lpslim.pruning.selection import SCORE_NORMS, Kept
-from lpslim.pruning.units import Units
+from lpslim.pruning.dependency import apply
+from lpslim.pruning.selection import COUPLED_FLOOR, SCORE_NORMS, Kept, of_units
+from lpslim.pruning.units import Cut, Units
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Pruned:
     budget: str  # such as "target_flops=0.5"
     reached: float  # the share that is gone of what the budget counts
     left_alone: dict[str, str] = field(default_factory=dict)  # layer that keeps its width -> reason
+    checked: tuple[str, ...] = ()  # the modes that it was compared in: evaluation, training
 
     def __str__(self) -> str:
         rows = {
@@ -38,7 +40,9 @@ class Pruned:
             "parameters": (self.dense.params, self.pruned.params),
         }
         lines = [f"{name}: {a:,} -> {b:,} (-{100 * (1 - b / a):.2f} %)" for name, (a, b) in rows.items()]
-        left = [f"left alone: {layer}: {reason}" for layer, reason in self.left_alone.items()]
+        if self.checked == ("evaluation",):
+            lines.append("compared in evaluation mode alone: the original does not run in training mode")
+        left = [f"left alone: {line}" for line in _grouped(self.left_alone)]
         return "\n".join([*lines, *left, f"{self.budget}: reached {self.reached:.4f}"])
 
     @property
@@ -58,6 +62,8 @@ def prune(
     score_norm: str = "minmax",
     batches: criteria.Batches = (),
     floor: float = 0.1,
+    coupled: bool = False,
+    coupled_floor: float = COUPLED_FLOOR,
     protected: Sequence[str] = (),
     round_to: int = 1,
     check: bool = True,
@@ -75,7 +81,8 @@ def prune(
             parameters to remove, or of the units below the threshold.
         criterion, score_norm: a module of ``pruning.criteria`` and a key of ``selection.SCORE_NORMS``.
         batches: (inputs, labels) on the model's device, for criteria that run the network.
-        floor: the share of its units that every layer keeps.
+        floor, coupled_floor: the share of its units that a layer keeps, and where they are coupled.
+        coupled: whether channels that are added to, or concatenated with, those of other layers go as well.
         protected: layers, modules with all that is in them, or globs, that keep every unit.
         round_to: layers keep a multiple of so many channels, or all; targets are then met only nearly.
         check: whether to compare the result with the original, which takes a few forward passes.
@@ -83,35 +90,55 @@ def prune(
     Raises:
         UserError: not exactly one budget, an unknown name, nothing to prune, or a target out of reach.
     """
-    if not 0 <= floor < 1 or round_to < 1:
-        raise UserError(f"floor={floor}, round_to={round_to}: must be in [0, 1) and 1 or more")
+    if not (0 <= floor < 1 and 0 <= coupled_floor < 1) or round_to < 1:
+        given = f"floor={floor}, coupled_floor={coupled_floor}"
+        raise UserError(f"{given}, round_to={round_to}: must be in [0, 1), and round_to 1 or more")
     if score_norm not in SCORE_NORMS:
         raise UserError(f"score_norm={score_norm}: must be one of {', '.join(SCORE_NORMS)}")
     key, value = _only({"target_flops": target_flops, "target_params": target_params, "ratio": ratio})
     smaller, budget = _copied(model), Budget(**{key: value}, round_to=round_to)
     with eval_mode(smaller):
-        units, left, graph, comparison = exactness.survey(smaller, example, protected, check)
-        scores: dict[str, torch.Tensor] = {}
-        failing: dict[str, str] = {}
-        while failing or not scores:  # layers that fail in this choice keep their width, and it is made again
-            left |= failing
-            units = _remaining(units, left)
-            dense = candidates(smaller, example, units, adjust=floor, floor=floor)
-            dense.check(budget)
-            if not scores:
-                normed = map(SCORE_NORMS[score_norm], criteria.score(criterion, smaller, units, batches))
-                scores = dict(zip((unit.layer for unit in units), normed, strict=True))
-            kept = dense.select([scores[unit.layer] for unit in units], budget)
-            cuts = graph.cuts(kept)
-            failing = comparison.failing(cuts) if comparison else {}
-        apply(smaller, [cut for some in cuts.values() for cut in some])
-        widths = [len(kept[unit.layer]) for unit in units]
+        survey = exactness.survey(smaller, example, protected, check=check, coupled=coupled)
+        units = _remaining(survey.units, survey.left)
+        dense = candidates(smaller, example, units, adjust=floor, floor=floor, coupled_floor=coupled_floor)
+        dense.check(budget)
+        scores = of_units(units, criteria.by_layer(criterion, smaller, units, batches), score_norm)
+        dense, kept, cuts = _chosen(dense, scores, budget, survey)
+        apply(smaller, cuts)
+        widths = [len(kept[unit.layer]) for unit in dense.units]
         before, after = dense.cost.dense, count(smaller, example) if check else dense.cost(widths)
     counts = {"target_flops": (after.macs, before.macs), "target_params": (after.params, before.params)}
-    now, then = counts.get(key, (sum(widths), sum(unit.size for unit in units)))
+    now, then = counts.get(key, (sum(widths), sum(unit.size for unit in dense.units)))
     return Pruned(
-        smaller, tuple(units), kept, before, after, example, f"{key}={value:g}", 1 - now / then, left
-    )
+        smaller, tuple(dense.units), kept, before, after, example, f"{key}={value:g}", 1 - now / then,
+        survey.left, survey.comparison.modes if survey.comparison else (),
+    )  # fmt: skip
+
+
+def _chosen(
+    dense: Candidates, scores: Sequence[torch.Tensor], budget: Budget, survey: exactness.Survey
+) -> tuple[Candidates, Kept, list[Cut]]:
+    """Choose units to keep; layers that fail in a choice are left alone, and it is made again."""
+    scored = {unit.layer: own for unit, own in zip(dense.units, scores, strict=True)}
+    while True:
+        kept = dense.select([scored[unit.layer] for unit in dense.units], budget)
+        cuts = survey.graph.cuts(kept)
+        failing = survey.comparison.failing(cuts) if survey.comparison else {}
+        if not failing:
+            return dense, kept, [cut for some in cuts.values() for cut in some]
+        survey.left.update(failing)
+        _remaining(dense.units, survey.left)
+        dense = dense.without([*failing])
+        dense.check(budget)
+
+
+def _grouped(left: Mapping[str, str]) -> list[str]:
+    """Return layers that keep their width in lines, those of like reasons in one."""
+    alike: dict[str, list[str]] = {}
+    for layer, reason in left.items():
+        alike.setdefault(re.sub(r"'[^']*'|[(\[].*[)\]]|\d[\d.e+-]*", "", reason), []).append(layer)
+    several = {names[0]: f"{len(names)} layers, {names[0]}, ..." for names in alike.values() if names[1:]}
+    return [f"{several.get(names[0], names[0])}: {left[names[0]]}" for names in alike.values()]
 
 
 def _remaining(units: Sequence[Units], left: Mapping[str, str]) -> list[Units]:

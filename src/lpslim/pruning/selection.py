@@ -7,7 +7,7 @@ units that each layer keeps.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from lpslim.base.errors import UserError
 from lpslim.pruning.units import Units
 
 TOLERANCE = 0.003  # of the dense cost: 0.3 points
+COUPLED_FLOOR = 0.5  # all blocks of a stage read what is added up: it is the last to become narrow
 Kept = dict[str, list[int]]
 
 
@@ -39,6 +40,20 @@ def raw(values: Tensor) -> Tensor:
 SCORE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {"minmax": minmax, "uniform": uniform, "raw": raw}
 
 
+def of_units(units: Sequence[Units], scores: Mapping[str, Tensor], norm: str) -> list[Tensor]:
+    """Return the normalised scores (size,) of units: of those with members the mean over the members'.
+
+    scores: layer -> scores of what ``criteria.layers`` lists; members without any do not count. norm: a key
+    of SCORE_NORMS, which acts inside a layer.
+    """
+    normed, result = {layer: SCORE_NORMS[norm](own) for layer, own in scores.items()}, []
+    for unit in units:
+        rows = {cut.name: unit.rows(cut) for cut in unit.cuts if not cut.reads}
+        parts = [normed[m.layer][torch.tensor(rows[m.layer])] for m in unit.members if m.layer in normed]
+        result.append(torch.cat(parts, dim=1).mean(dim=1) if parts else normed[unit.layer])
+    return result
+
+
 @dataclass(frozen=True)
 class Target:
     """A share of the dense cost to remove, and its setting (key and value as typed) for messages."""
@@ -58,9 +73,12 @@ class Target:
         return str(math.ceil((1 - share) * self.dense)) if self.dense else f"{share:.4f}"
 
 
-def floors(units: Sequence[Units], *, adjust: float, floor: float) -> list[int]:
+def floors(
+    units: Sequence[Units], *, adjust: float, floor: float, coupled_floor: float = COUPLED_FLOOR
+) -> list[int]:
     """Return the units that each layer keeps at least: a rounded-down share, never none."""
-    return [max(1, int((adjust if unit.sensitive else floor) * unit.size + 1e-9)) for unit in units]
+    shares = [coupled_floor if u.coupled else adjust if u.sensitive else floor for u in units]
+    return [max(1, int(share * unit.size + 1e-9)) for unit, share in zip(units, shares, strict=True)]
 
 
 def fewest(units: Sequence[Units], least: Sequence[int], round_to: int) -> list[int]:

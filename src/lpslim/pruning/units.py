@@ -1,7 +1,8 @@
 """Prunable units: the output channels of a layer that go together, and the layers that they touch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -10,7 +11,17 @@ from lpslim.base.errors import UserError
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 )  # fmt: skip
+ROOTS = (*CONVOLUTIONS, nn.Linear)  # layers whose outputs may be removed
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class Cut(NamedTuple):
+    """Indices that a layer, or a loose parameter, loses: of its outputs, or of its inputs (``reads``)."""
+
+    name: str
+    reads: bool
+    indices: list[int]
+    axis: int = 0  # of a loose parameter
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,9 @@ class Units:
     ``head_dim`` channels side by side: an attention head. ``producers`` lose output channels with each unit
     (the layer itself, its batch-norm, ...), ``consumers`` input channels. ``scored_by``: the weights that a
     unit is scored by, as (layer, axis of its channels); by default the layer's own. ``loose``: parameters
-    outside of layers that go with one unit.
+    outside of layers that go with one unit. ``cuts``: all that goes with all units, each unit's indices in a
+    row, first unit first. ``coupled``: their channels are added to or concatenated with others. ``members``:
+    where a unit is not scored as channels of the layer, those that it is scored by, with all channels.
     """
 
     layer: str
@@ -41,6 +54,20 @@ class Units:
     head_dim: int = 1
     scored_by: tuple[tuple[str, int], ...] = ()
     loose: int = 0
+    coupled: bool = False
+    members: tuple[Self, ...] = field(default=(), repr=False)
+    cuts: tuple[Cut, ...] = field(default=(), repr=False)
+
+    def rows(self, cut: Cut) -> list[list[int]]:
+        """Return the indices of each unit among those of a cut."""
+        step = len(cut.indices) // self.size
+        return [cut.indices[first : first + step] for first in range(0, len(cut.indices), step)]
+
+    def without(self, gone: Iterable[int]) -> list[Cut]:
+        """Return the cuts that remove these units."""
+        chosen = list(gone)
+        parts = [(cut, self.rows(cut)) for cut in self.cuts if chosen]
+        return [cut._replace(indices=[i for unit in chosen for i in rows[unit]]) for cut, rows in parts]
 
     def check(self, chosen: Sequence[int]) -> None:
         """Refuse units to keep (UserError) that are none, not sorted, not distinct, or beyond the last."""
@@ -57,7 +84,15 @@ def regularised_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:
-    """Return scores per unit (size,), the sums of the scores per channel (groups * size * head_dim,)."""
+    """Return scores per unit (size,), the sums of the scores per channel (groups * size * head_dim,).
+
+    UserError if there are not as many, such as those of a transposed convolution's inputs.
+    """
+    for unit, own in zip(units, scores, strict=True):
+        if own.numel() != (channels := unit.groups * unit.size * unit.head_dim):
+            raise UserError(
+                f"layer {unit.layer!r}: the criterion scores {own.numel()} channels of {channels}"
+            )
     pairs = zip(units, scores, strict=True)
     return [s.view(unit.groups, unit.size, unit.head_dim).sum(dim=(0, 2)) for unit, s in pairs]
 
@@ -74,3 +109,13 @@ def norm_of(model: nn.Module, units: Units) -> nn.BatchNorm1d | nn.BatchNorm2d |
     if not isinstance(norm, BATCH_NORMS) or not norm.affine:
         raise UserError(f"layer {units.layer!r}: no batch-norm with a scale follows it")
     return norm
+
+
+def width_of(layer: Any) -> int:
+    """Return the number of a layer's output channels."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Return whether a layer is a convolution of each channel by itself."""
+    return isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels == layer.out_channels

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpslim.base import registry
+from lpslim.base.errors import UserError
 from lpslim.pruning.units import Units, pooled
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -26,6 +27,35 @@ def score(
     check(name, model, units)
     scores = registry.find("pruning.criteria", name).score(model, units, batches, loss)
     return [s.cpu() for s in pooled(units, scores)]
+
+
+def layers(name: str, model: nn.Module, units: Sequence[Units]) -> list[Units]:
+    """Return what a criterion scores: units, or the members that make them and that it can score.
+
+    UserError for a criterion that does not exist, or if it can score none that makes a unit.
+    """
+    scored: dict[str, Units] = {}
+    for unit in units:
+        able, problem = [unit] if not unit.members else list[Units](), None
+        for member in unit.members:
+            try:
+                check(name, model, [member])
+                able.append(member)
+            except UserError as refused:
+                problem = refused
+        if problem and not able:
+            raise problem
+        scored |= {each.layer: each for each in able}
+    return list(scored.values())
+
+
+def by_layer(
+    name: str, model: nn.Module, units: Sequence[Units], batches: Batches = (), loss: Loss = F.cross_entropy
+) -> dict[str, Tensor]:
+    """Return the scores of all :func:`layers`, for ``selection.of_units`` to make the units' of."""
+    scored = layers(name, model, units)
+    values = score(name, model, scored, batches, loss)
+    return {unit.layer: own for unit, own in zip(scored, values, strict=True)}
 
 
 def check(name: str, model: nn.Module, units: Sequence[Units]) -> None:
