@@ -269,5 +269,5 @@ def test_protected_and_untraceable():
     found, left = graph.Graph(vit, torch.zeros(1, 3, 224, 224)).discover()
     assert [unit.layer.rpartition(".")[2] for unit in found] == ["0"] * 12  # of each block's MLP
     assert {name.rpartition(".")[2] for name in left} == {"out_proj", "conv_proj", "3"}  # the stream's
-    called = "nothing calls it by itself"
-    assert all((called in reason) == name.endswith("out_proj") for name, reason in left.items())
+    reason_of = "nothing calls it by itself"
+    assert all((reason_of in reason) == name.endswith("out_proj") for name, reason in left.items())

@@ -8,7 +8,14 @@ from lpslim.experiment import config as schema
 from lpslim.experiment.config import Config, Rule, one_of
 from lpslim.training.schedule import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULES, TRACKERS
 
-CHANNELS_ALONE = ("criterion.name", "criterion.layer_budget_from", "round_to", "protected", "retrain")
+CHANNELS_ALONE = (
+    "criterion.name",
+    "criterion.layer_budget_from",
+    "coupled",
+    "round_to",
+    "protected",
+    "retrain",
+)
 SHARES = Rule(
     lambda shares: shares == sorted(shares) and all(0 < share < 1 for share in shares),
     "shares of the epochs, between 0 and 1, in order",
@@ -60,6 +67,8 @@ def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
         yield _fault("dataset.tokenizer", "", "the name of the encoder whose tokens the texts become")
     if config.target_flops is not None and config.target_params is not None:
         yield _fault("target_params", config.target_params, "null when target_flops is given")
+    if config.coupled and config.model.input == "text":
+        yield _fault("coupled", True, "false for texts: the stream of an encoder keeps its width")
     if config.dataset.source == "digits" and config.dataset.image_size % 8:
         yield _fault("dataset.image_size", config.dataset.image_size, "a multiple of 8 for the digits")
     if config.regularizer.name != "none" and not config.regularizer.train.epochs:

@@ -140,6 +140,8 @@ class Config:
     adjust: float = key(0.45, BELOW_ONE)
     target_flops: float | None = key(None, SHARE)
     target_params: float | None = key(None, PARAMS)
+    coupled: bool = False  # part of the keys where it is true
+    coupled_floor: float = key(0.5, BELOW_ONE)
     granularity: str = key("channels", one_of("channels", "weights"))
     round_to: int = key(1, ONE_OR_MORE)
     protected: list[str] = field(default_factory=list)

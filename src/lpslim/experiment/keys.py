@@ -127,10 +127,13 @@ def _settings(config: Config, data: Data) -> dict[str, Info]:
     sparsify = {} if config.regularizer.name == "none" else {"sparsify": regularizer(config)[1]}
     scored, single = {"weights": criterion.weights if sparsify else "W"}, config.granularity == "weights"
     names = {} if single else {"layer_budget": criterion.layer_budget_from, "score": criterion.name}
-    scores = {stage: {**_plug_in("pruning.criteria", name), **scored, "protected": list(config.protected)}
+    joint: Info = {"coupled": True} if config.coupled else {}  # older keys have none
+    scores = {stage: {**_plug_in("pruning.criteria", name), **scored, "protected": list(config.protected),
+                      **joint}
               for stage, name in names.items() if name}  # fmt: skip
     widths = {"adjust": config.adjust, "floor": model.floor, "round_to": config.round_to,
-              "score_norm": criterion.score_norm}  # fmt: skip
+              "score_norm": criterion.score_norm,
+              **({**joint, "coupled_floor": config.coupled_floor} if joint else {})}  # fmt: skip
     targets = {"target_flops": config.target_flops, "target_params": config.target_params}
     target = {key: value for key, value in targets.items() if value is not None} or {"ratio": config.ratio}
     settings: dict[str, Info] = {

@@ -125,7 +125,7 @@ def _check(run: stages.Run) -> None:
         candidates.check(keys.budget(config))
         for criterion in filter(None, (config.criterion.name, config.criterion.layer_budget_from)):
             try:
-                criteria.check(criterion, model, candidates.units)
+                criteria.layers(criterion, model, candidates.units)
             except UserError as problem:
                 raise UserError(f"criterion={criterion}: {problem}") from problem
     if config.regularizer.name != "none":

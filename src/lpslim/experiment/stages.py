@@ -57,9 +57,10 @@ class Run:
     def candidates(self, model: nn.Module) -> budget.Candidates:
         """Return what can be removed from the dense network ``model``."""
         config, example = self.config, example_input(self.data.shape)
-        units = families.get(config.model.family).units(model, example)
-        every = budget.candidates(model, example, units, adjust=config.adjust, floor=config.model.floor)
-        return every.without(config.protected)
+        family = families.get(config.model.family)
+        units = (family.coupled_units if config.coupled else family.units)(model, example)
+        shares = {"adjust": config.adjust, "floor": config.model.floor, "coupled_floor": config.coupled_floor}
+        return budget.candidates(model, example, units, **shares).without(config.protected)
 
     def track(self, stage: str, row: dict[str, float], convergence: Sequence[dict[str, float]]) -> None:
         """Track the measurements of an epoch, and of the outer iterations that ended in it."""
@@ -145,8 +146,8 @@ def score(run: Run, step: Step) -> Info:
     batches = train.train_batches(min(SAMPLE_SIZE, len(train)), derive_seed(seed, "score", "batches"))
     torch.manual_seed(derive_seed(seed, "score"))
     sample, name = islice(batches, SAMPLE_BATCHES), step.depends_on["name"]
-    scores = criteria.score(name, model.to(device), units, sample, run.data.task.loss)
-    save_file({u.layer: s.contiguous() for u, s in zip(units, scores, strict=True)}, step.folder / SCORES)
+    scores = criteria.by_layer(name, model.to(device), units, sample, run.data.task.loss)
+    save_file({layer: own.contiguous() for layer, own in scores.items()}, step.folder / SCORES)
     return {}
 
 
@@ -171,8 +172,7 @@ def prune(run: Run, step: Step) -> Info:
 
 def _kept(run: Run, candidates: budget.Candidates) -> selection.Kept:
     def scores(stage: str, norm: str) -> list[Tensor]:
-        stored = load_file(run.steps[stage].folder / SCORES)
-        return [selection.SCORE_NORMS[norm](stored[units.layer]) for units in candidates.units]
+        return selection.of_units(candidates.units, load_file(run.steps[stage].folder / SCORES), norm)
 
     if "layer_budget" not in run.steps:
         return candidates.select(scores("score", run.config.criterion.score_norm), keys.budget(run.config))

@@ -5,6 +5,7 @@ A new family is one module of ``lpslim.models.families`` that ends with ``family
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,13 @@ class Family(ABC):
         Those found by tracing are checked: without them the network computes what it does with zeros there.
         """
         listed = self.prunable(model)
-        return graph.find_units(model, example, listed) if listed else check.survey(model, example)[0]
+        return graph.find_units(model, example, listed) if listed else check.survey(model, example).units
+
+    def coupled_units(self, model: nn.Module, example: Tensor) -> list[Units]:
+        """Return the units found by tracing, those that several layers make together among them."""
+        sensitive = {entry.layer for entry in self.prunable(model) if entry.sensitive}
+        found = check.survey(model, example, coupled=True).units
+        return [replace(units, sensitive=not sensitive.isdisjoint(units.producers)) for units in found]
 
     def cut(self, model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) -> None:
         """Remove, in place, the units not in ``kept`` (layer -> original indices), as :func:`graph.prune`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Self
 
 from torch import Tensor, nn
@@ -37,9 +38,10 @@ class Candidates:
     def without(self, protected: Sequence[str]) -> Self:
         """Return those in other layers; UserError if an entry names none of them, or all are protected."""
         names = [unit.layer for unit in self.units]
-        if idle := [entry for entry in protected if not any(matches(name, [entry]) for name in names)]:
+        makers = [(unit.layer, *(member.layer for member in unit.members)) for unit in self.units]
+        if idle := [entry for entry in protected if not any(matches(n, [entry]) for n in chain(*makers))]:
             raise UserError(f"protected={idle[0]}: matches none of the prunable layers, {', '.join(names)}")
-        free = [i for i, name in enumerate(names) if not matches(name, protected)]
+        free = [i for i, layers in enumerate(makers) if not any(matches(n, protected) for n in layers)]
         if not free:
             raise UserError(f"protected={list(protected)}: leaves no layer to prune")
         units = [self.units[i] for i in free]

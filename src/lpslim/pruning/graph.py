@@ -107,6 +107,8 @@ class Graph:
                 group = self._group(layers)
             except (UserError, AssertionError, *UNTRACEABLE) as problem:
                 reason = str(problem).removeprefix(f"layer {name!r}: ")
+                if not isinstance(problem, UserError):
+                    reason = f"its channels cannot be followed ({type(problem).__name__}: {problem})"
                 left |= {layer: reason for layer in layers if not matches(layer, protected)}
                 group = []
             owned.update(layers)

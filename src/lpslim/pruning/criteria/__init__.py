@@ -36,14 +36,14 @@ def layers(name: str, model: nn.Module, units: Sequence[Units]) -> list[Units]:
     """
     scored: dict[str, Units] = {}
     for unit in units:
-        able, problem = [unit] if not unit.members else list[Units](), None
-        for member in unit.members:
+        able, problem = list[Units](), UserError("")
+        for each in unit.members or [unit]:
             try:
-                check(name, model, [member])
-                able.append(member)
+                check(name, model, [each])
+                able.append(each)
             except UserError as refused:
                 problem = refused
-        if problem and not able:
+        if not able:
             raise problem
         scored |= {each.layer: each for each in able}
     return list(scored.values())
