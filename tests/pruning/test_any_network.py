@@ -211,7 +211,7 @@ WHOLE = {
     "vectors": (lambda: Net(chain, a=fc(10, 8), b=fc(8, 6), f=fc(6, 4)), torch.zeros(1, 10), {"a", "b"}, {}),
     "GRU": (lambda: Net(lambda net, x: net.g(net.f(net.r(net.a(x).mean(2).mT)[0][:, -1]).relu()),
                         a=conv(3, 8), r=nn.GRU(8, 6, batch_first=True), f=fc(6, 5), g=fc(5, 4)),
-            IMAGE, {"f"}, {"a": "added"}),
+            IMAGE, {"f"}, {"a": "cannot be followed"}),
     "weight norm": (lambda: Net(chain, a=P.weight_norm(conv(3, 8)), b=conv(8, 6), f=fc(6, 4)),
         IMAGE, {"b"}, {"a": "remove_parametrizations"}),
     "spectral norm": (lambda: Net(chain, a=P.spectral_norm(conv(3, 8)), b=conv(8, 6), f=fc(6, 4)),

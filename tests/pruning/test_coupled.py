@@ -156,7 +156,7 @@ def test_floors_protection_and_criteria_that_cannot_score_every_member():
     assert lpslim.prune(model, example, ratio=0.5, coupled=True, protected=["c"]).kept.keys() == {"d"}
     with pytest.raises(UserError, match=r"coupled_floor=1.*must be in \[0, 1\)"):
         lpslim.prune(model, example, ratio=0.5, coupled=True, coupled_floor=1)
-    with pytest.raises(UserError, match="'a': no batch-norm with a scale"):
+    with pytest.raises(UserError, match="'c': no batch-norm with a scale"):
         lpslim.prune(model, example, ratio=0.5, coupled=True, criterion="bn_scale")
     model.c = nn.Sequential(model.c, nn.BatchNorm2d(12).double())
     with pytest.raises(UserError, match="'d': no batch-norm with a scale"):

@@ -8,14 +8,8 @@ from lpslim.experiment import config as schema
 from lpslim.experiment.config import Config, Rule, one_of
 from lpslim.training.schedule import DEVICES, OPTIMIZERS, PRECISIONS, SCHEDULES, TRACKERS
 
-CHANNELS_ALONE = (
-    "criterion.name",
-    "criterion.layer_budget_from",
-    "coupled",
-    "round_to",
-    "protected",
-    "retrain",
-)
+CHANNELS_ALONE = ("criterion.name", "criterion.layer_budget_from", "coupled", "round_to", "protected",
+                  "retrain")  # fmt: skip
 SHARES = Rule(
     lambda shares: shares == sorted(shares) and all(0 < share < 1 for share in shares),
     "shares of the epochs, between 0 and 1, in order",

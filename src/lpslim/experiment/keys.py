@@ -113,6 +113,7 @@ def method(config: Config) -> dict[str, str]:
         name = str(penalty or config.regularizer.name.upper().replace("_", "-"))
         kind = "ADMM" if penalty else "rival"
     parts = [name, f"{criterion.name} ({criterion.score_norm})", config.retrain]
+    parts += ["coupled"] if config.coupled else []
     name = ", ".join(part for part in parts if part not in ("magnitude (minmax)", "finetune"))
     if config.granularity == "weights":
         kind = "unstructured"

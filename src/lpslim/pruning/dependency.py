@@ -49,9 +49,8 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
             except UNTRACEABLE as problem:
                 if not self.linked:
                     name, reason = type(model).__name__, f"{type(problem).__name__}: {problem}"
-                    raise UserError(
-                        f"{name}: Torch-Pruning cannot follow its channels ({reason})"
-                    ) from problem
+                    reason = f"Torch-Pruning cannot follow its channels ({reason})"
+                    raise UserError(f"{name}: {reason}") from problem
                 self._map_one_by_one()
             self._map_padding()
 
@@ -137,9 +136,8 @@ class Walk:
         while pending:
             node, cut, found = pending.pop()
             if node in traced.unclear:
-                raise UserError(
-                    f"layer {layers[0]!r}: its channels pass {node.name}, which cannot be followed"
-                )
+                reason = f"its channels pass {node.name}, which cannot be followed"
+                raise UserError(f"layer {layers[0]!r}: {reason}")
             operations = type(node.module).__name__, node.name.rpartition("(")[2].rstrip(")")
             self.joined |= bool({*operations} & JOINING)
             for edge in node.dependencies:
@@ -155,10 +153,8 @@ class Walk:
                         known[index.idx] = index.root_idx
                         new.append(index)
                 pending += [(*target, new)] if new else []
-                name = traced.names.get(edge.target.module)
-                made = isinstance(edge.target.module, ROOTS) and traced.is_out_channel_pruning_fn(
-                    edge.handler
-                )
+                module, name = edge.target.module, traced.names.get(edge.target.module)
+                made = isinstance(module, ROOTS) and traced.is_out_channel_pruning_fn(edge.handler)
                 if name and made and name not in layers:
                     layers.append(name)
 
@@ -173,10 +169,8 @@ class Walk:
             outputs = self.traced.is_out_channel_pruning_fn(edge.handler)
             width = (module.out_channels if outputs else module.in_channels) // module.groups
             alike = {index.idx % width: index.root_idx for index in mapped}
-            mapped = [
-                *mapped,
-                *(Index(i, alike[i % width]) for i in range(width * module.groups) if i % width in alike),
-            ]
+            likes = (i for i in range(width * module.groups) if i % width in alike)
+            mapped = [*mapped, *(Index(i, alike[i % width]) for i in likes)]
         return mapped
 
     def _takes(self, layer: str, edge: Any, highest: int) -> bool:
@@ -187,9 +181,8 @@ class Walk:
         outputs = traced.is_out_channel_pruning_fn(edge.handler)
         width = traced.get_out_channels(node) if outputs else traced.get_in_channels(node)
         if width is not None and 1 < width <= highest:
-            raise UserError(
-                f"layer {layer!r}: its channels do not line up with {traced.names[node.module]!r}"
-            )
+            other = traced.names[node.module]
+            raise UserError(f"layer {layer!r}: its channels do not line up with {other!r}")
         return width is None or highest < width
 
 
@@ -207,11 +200,8 @@ def apply(model: nn.Module, cuts: Iterable[Cut]) -> None:
     indices: dict[tuple[str, bool, int], set[int]] = {}
     for cut in cuts:
         indices.setdefault((cut.name, cut.reads, cut.axis), set()).update(cut.indices)
-    modules, parameters, known = (
-        dict(model.named_modules()),
-        dict(model.named_parameters()),
-        tp.DependencyGraph(),
-    )
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    known = tp.DependencyGraph()
     pruners = {name: known.get_pruner_of_module(modules[name]) for name, *_ in indices if name in modules}
     with all_trainable(model):  # what replaces a frozen parameter is frozen again
         for (name, reads, axis), gone in indices.items():

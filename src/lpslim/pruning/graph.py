@@ -60,11 +60,8 @@ class Graph:
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self.traced, self.tied = Traced(model, example), tied(model)
-        self.modules, self.parameters, self.names = (
-            self.traced.modules,
-            self.traced.parameters,
-            self.traced.names,
-        )
+        traced = self.traced
+        self.modules, self.parameters, self.names = traced.modules, traced.parameters, traced.names
         self.known: dict[str, Callable[[], Units]] = {}  # by name, of every walk so far
 
     def units(self, prunables: Sequence[Prunable]) -> list[Units]:
@@ -205,9 +202,8 @@ class Graph:
                     norm = [name]
                 elif not name and following not in pending:
                     pending.append(following)
-        return Units(
-            layer, width_of(self.modules[layer]), False, (layer, *norm), (), scored_by=self._axis(layer)
-        )
+        width = width_of(self.modules[layer])
+        return Units(layer, width, False, (layer, *norm), (), scored_by=self._axis(layer))
 
     def _axis(self, layer: str) -> tuple[tuple[str, int], ...]:
         """Return where a layer's weight has its output channels, if not on its first axis."""
