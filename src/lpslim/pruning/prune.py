@@ -75,8 +75,7 @@ def prune(
 
     Args:
         model: a network that Torch-Pruning can trace; its weights W as trained, or Z of the ADMM.
-        example: one input, such as (1, C, H, W), on the model's device; several as a tuple, or as a dict by
-            keyword.
+        example: one input, such as (1, C, H, W), on the model's device; several as a tuple, or a dict.
         target_flops, target_params, ratio: one of them, above 0 and below 1: the share of multiply-adds or of
             parameters to remove, or of the units below the threshold.
         criterion, score_norm: a module of ``pruning.criteria`` and a key of ``selection.SCORE_NORMS``.
@@ -91,8 +90,8 @@ def prune(
         UserError: not exactly one budget, an unknown name, nothing to prune, or a target out of reach.
     """
     if not (0 <= floor < 1 and 0 <= coupled_floor < 1) or round_to < 1:
-        given = f"floor={floor}, coupled_floor={coupled_floor}"
-        raise UserError(f"{given}, round_to={round_to}: must be in [0, 1), and round_to 1 or more")
+        given = f"coupled_floor={coupled_floor}, floor={floor}, round_to={round_to}"
+        raise UserError(f"{given}: must be in [0, 1), and round_to 1 or more")
     if score_norm not in SCORE_NORMS:
         raise UserError(f"score_norm={score_norm}: must be one of {', '.join(SCORE_NORMS)}")
     key, value = _only({"target_flops": target_flops, "target_params": target_params, "ratio": ratio})
@@ -109,10 +108,9 @@ def prune(
         before, after = dense.cost.dense, count(smaller, example) if check else dense.cost(widths)
     counts = {"target_flops": (after.macs, before.macs), "target_params": (after.params, before.params)}
     now, then = counts.get(key, (sum(widths), sum(unit.size for unit in dense.units)))
-    return Pruned(
-        smaller, tuple(dense.units), kept, before, after, example, f"{key}={value:g}", 1 - now / then,
-        survey.left, survey.comparison.modes if survey.comparison else (),
-    )  # fmt: skip
+    modes = survey.comparison.modes if survey.comparison else ()
+    asked, reached, left = f"{key}={value:g}", 1 - now / then, survey.left
+    return Pruned(smaller, tuple(dense.units), kept, before, after, example, asked, reached, left, modes)
 
 
 def _chosen(
