@@ -13,7 +13,8 @@ from lpslim.models import family as families
 from lpslim.pruning.units import Units
 
 # the same examples on every machine, and none fails because the machine is busy
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+PATIENT = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, suppress_health_check=PATIENT)
 hypothesis.settings.load_profile("fixed")
 
 Shape = tuple[int, int, int]
