@@ -185,7 +185,8 @@ def explained(words: Sequence[str], conf: Path = Path()) -> Iterator[None]:
 
 
 def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> str:
-    cause = problem.__cause__ or problem
+    # OmegaConf's errors know their key; under a debugger, or measured, they have causes that know none
+    cause = problem if getattr(problem, "full_key", None) else problem.__cause__ or problem
     if isinstance(problem, OverrideParseException) or "" in typed:
         word = getattr(problem, "override", typed.get(""))
         return f"{word}: cannot be read as key=value; quote what is special: 'key=\"a b\"'"

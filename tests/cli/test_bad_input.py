@@ -155,6 +155,12 @@ def test_a_value_is_refused_as_it_was_typed_with_what_it_may_be(word, capsys):
     assert VALUES[word] in line
 
 
+def test_a_message_is_the_same_where_omegaconf_tells_causes(monkeypatch, capsys):
+    monkeypatch.setenv("OC_CAUSE", "1")  # as under a debugger, or where coverage is measured
+    (line,) = refusal("p=${nothing}", capsys)
+    assert line == "p=${nothing}: Interpolation key 'nothing' not found"
+
+
 @pytest.mark.parametrize("words", WHOLE)
 def test_what_cannot_be_is_refused_in_one_line(words, capsys):
     (line,) = refusal(words, capsys)
