@@ -18,7 +18,7 @@ from reproduce import plots, published
 from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
 from reproduce.compare import is_original, roofs
 from reproduce.names import PROTOCOL, budget, named, scaled, shared
-from reproduce.plots import ADMM, NEAR, Series, literal
+from reproduce.plots import ADMM, NEAR, PULLED, Series, literal
 from reproduce.published import number
 
 STYLE = Path(__file__).with_name("figures.mplstyle")
@@ -38,6 +38,11 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
         if admm := _alike(pairs, lambda r: any(map(ADMM.issubset, r.convergence)) and r.groups["sparsify"]):
             made[f"residuals_{slug(pair)}"] = figure = _figure(f"Convergence of the ADMM, {title}", 2)
             plots.convergence(figure.axes, admm)
+        if drawn := _alike(
+            pairs, lambda r: any(map(PULLED.issubset, r.convergence)) and r.groups["sparsify"]
+        ):
+            made[f"pull_{slug(pair)}"] = figure = _figure(f"Channels on their way to zero, {title}", 2)
+            plots.pulled(figure.axes, drawn)
         if widths := _alike(pairs, lambda run: run.channels and canonical(run.channels)):
             made[f"channels_{slug(pair)}"] = figure = _figure(f"Units kept by layer, {title}", 1)
             plots.channels(figure.axes[0], widths)

@@ -24,6 +24,7 @@ GREY, PAPER = "#8A8A8A", "Ji et al."
 HOLLOW: dict[str, Any] = {"color": "black", "marker": "v", "mfc": "none", "label": "published"}
 NEAR = 1.0  # points of a drop: one budget
 ADMM = {"primal", "dual", "sparsity", "capped"}  # what its outer iterations record
+PULLED = {"gap", "units", "accuracy", "accuracy_if_cut"}  # what an ADMM on channels records
 TICKS = 20  # layer names that fit side by side
 
 Series = Sequence[tuple[Group, str, dict[str, Any]]]  # groups with their labels, colours and markers
@@ -64,6 +65,27 @@ def convergence(panels: Sequence[Axes], drawn: Series) -> None:
     left.set_title(r"primal $\|W-Z\|$ solid, dual $\rho\,\|Z_{new}-Z_{old}\|$ dashed")
     right.set(xlabel="outer ADMM iteration", ylabel="share of entries (%)", ylim=(-4, 104))
     right.set_title("zeros in Z solid, capped weights dotted")
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def pulled(panels: Sequence[Axes], drawn: Series) -> None:
+    """Draw the accuracy as it is and as if cut now, and what is left of units that go, mean over seeds."""
+    left, right = panels
+    for group, label, style in drawn:
+        table = (
+            pd.DataFrame([row for run in group.runs for row in run.convergence]).groupby("iteration").mean()
+        )
+        left.plot(table["accuracy"], ms=4, label=label, **style)
+        left.plot(table["accuracy_if_cut"], "--", ms=4, mfc="white", **style)
+        right.plot(100 * table["gap"], ms=4, **style)
+        right.plot(
+            100 * table["units"] / sum(of for _, of in group.first.channels.values()), ":", ms=4, **style
+        )
+    left.set(xlabel="outer iteration", ylabel="accuracy (%)", title="as it is solid, as if cut now dashed")
+    right.set(
+        xlabel="outer iteration", ylabel="%", yscale="log", title=r"$\|W-Z\|/\|W\|$ solid, units left dotted"
+    )
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

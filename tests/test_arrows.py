@@ -10,7 +10,7 @@ PACKAGE = ROOT / "src" / "lpslim"
 FLOORS = ("base", "sparsity", "pruning", "models", "data", "training", "experiment", "cli")
 # the library's own door, and the renderers, which read records and never train
 DOORS = {
-    "__init__": {"base", "pruning", "models"},
+    "__init__": {"base", "pruning", "models", "training"},
     "reproduce": {"base", "experiment", "reproduce"},
 }
 ALLOWED = {

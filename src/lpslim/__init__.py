@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from lpslim.models.onnx import to_onnx
     from lpslim.models.storage import load, save
     from lpslim.pruning.prune import Pruned, prune
+    from lpslim.training.callbacks import ChannelADMM
 
     __version__: str
 
-__all__ = ["Pruned", "__version__", "load", "prune", "save", "to_onnx"]
+__all__ = ["ChannelADMM", "Pruned", "__version__", "load", "prune", "save", "to_onnx"]
 
 HOMES = {
+    "ChannelADMM": "training.callbacks",
     "Pruned": "pruning.prune",
     "prune": "pruning.prune",
     "load": "models.storage",

@@ -51,7 +51,7 @@ def test_the_pages_show_what_is_tested_here():
     )
     assert {"lpslim.models.onnx", "reproduce.tables"} & set(MODULES)
     assert len(blocks("README.md")) == 1
-    assert len(blocks("docs/method.md")) == 1
+    assert len(blocks("docs/method.md")) == 2
 
 
 @pytest.mark.parametrize("command", [run for run in RUNS if "glob(" not in run and "log_sum" not in run])
@@ -146,6 +146,17 @@ def test_the_encoder_block_reads_a_saved_network_and_its_tokenizer(tmp_path):
     names: dict = {}
     exec(re.sub(r'"outputs/[^"]*"', repr(str(tmp_path)), blocks("docs/bert.md")[0]), names)
     assert names["logits"].shape == (1, 2)
+
+
+def test_the_loop_with_channels_of_the_method_page_runs():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 2, 6))
+    names = {
+        "lpslim": lpslim, "model": model, "example": torch.randn(1, 3, 8, 8), "loss_of": F.cross_entropy,
+        "loader": [(torch.randn(4, 3, 8, 8), torch.randint(2, (4, 1, 1)))] * 8,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
+    }  # fmt: skip
+    exec(blocks("docs/method.md")[1], names)
+    assert len(names["smaller"][0].weight) == 8
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lpslim.base.errors import UserError
 from lpslim.experiment.config import IGNORED_KEYS, Config, Dataset, Model
 from lpslim.experiment.keys import method, plan, trainings
 from lpslim.experiment.records import public
@@ -93,6 +94,32 @@ def test_a_regulariser_and_its_penalty_are_keyed_by_what_they_use():
     assert keys(p=0, ratio=0.6)["sparsify"] != keys(p=0, ratio=0.3)["sparsify"]
     assert keys(p=0, M=2) == keys(p=0, M=1)
     assert keys(regularizer__name="bn_l1", rho=1) == keys(regularizer__name="bn_l1")
+
+
+def test_a_regulariser_that_chooses_is_keyed_by_the_budget_and_there_is_no_score():
+    chosen = planned("method=lp_channels")
+    assert list(chosen) == ["baseline", "sparsify", "prune", "finetune"]
+    for setting in ({"target_flops": 0.3}, {"round_to": 8}, {"adjust": 0.1}, {"protected": ["features.0"]},
+                    {"model__floor": 0.2}, {"finetune__lr": 0.3}, {"finetune__epochs": 9},
+                    {"regularizer__options": {"ramp": 0.2}}, {"M": None}):  # fmt: skip
+        assert "sparsify" in changed(chosen, planned("method=lp_channels", **setting)), setting
+    for unused in ({"lamb": 1.0}, {"criterion__name": "fpgm"}, {"regularizer__train__lr": 1.0}):
+        assert "sparsify" not in changed(chosen, planned("method=lp_channels", **unused)), unused
+    with pytest.raises(UserError, match="granularity=weights: must be channels with regularizer=channels"):
+        planned("method=lp_channels", granularity="weights")
+    budgets = [planned("method=lp_channels", target_flops=0.3, ratio=ratio) for ratio in (0.5, 0.6)]
+    assert not changed(*budgets)
+
+
+def test_one_schedule_spans_the_stage_and_the_fine_tune():
+    legs, alone = (
+        trainings(composed(f"method={name}", "epoch_scale=2")) for name in ("lp_channels", "no_admm")
+    )
+    first, last = legs["sparsify"], legs["finetune"]
+    assert (first.epochs, last.epochs) == (6, 20)
+    assert (first.before, first.after, last.before, last.after) == (0, 20, 6, 0)
+    assert (first.lr, first.label_smoothing) == (last.lr, last.label_smoothing) == (0.01, 0.1)
+    assert alone["finetune"].epochs == 26
 
 
 def test_other_data_or_another_reading_of_them_are_another_network():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lpslim
-from lpslim.base import registry
+from lpslim.base import files, registry
 from lpslim.base.errors import UserError
 from lpslim.experiment import sweep
 from lpslim.experiment.statistics import summary
@@ -77,6 +77,24 @@ def test_every_other_option_runs_and_is_recorded(run, words):
         assert record.convergence[0]["sparsity"] == pytest.approx(0.6, abs=1e-4)
     if "target_params=0.5" in words:
         assert abs(record.cost.params_drop - 50) <= 0.3
+
+
+@pytest.mark.parametrize("words", [(), TEXT, ("p=0",)], ids=["images", "texts", "projection"])
+def test_a_regulariser_that_chooses_decides_in_place_of_score_and_target(run, words):
+    done = run(*words, "method=lp_channels", "target_params=0.4")
+    record = done.record
+    assert list(record.stages) == ["baseline", "sparsify", "prune", "finetune"]
+    assert abs(record.cost.params_drop - 40) <= 0.3
+    rows, kept = record.convergence, storage.describe(done.folder("prune")).kept
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["units"] == sum(map(len, kept.values()))
+    assert {layer: n for layer, (n, _) in record.channels.items()} == {k: len(v) for k, v in kept.items()}
+    assert all(0 <= row[name] <= 100 for row in rows for name in ("accuracy", "accuracy_if_cut"))
+    # one schedule: the fine-tune begins where the stage before it ended
+    ends, begins = (
+        files.read_json(done.folder(s) / files.MANIFEST)["curve"] for s in ("sparsify", "finetune")
+    )
+    assert ends[-1]["lr"] > begins[0]["lr"] > 0
 
 
 def test_a_control_has_the_widths_of_another_criterion_and_its_own_channels(run):

@@ -44,6 +44,18 @@ def test_residuals_are_the_recorded_series_of_each_admm(made):
     assert "Lp p=5, M=1, data=torchvision batches" in shared
 
 
+def test_a_pull_on_channels_is_drawn_as_it_was_recorded():
+    def row(i):
+        return {"iteration": i, "gap": 0.4 / i, "units": 300 - i, "accuracy": 90.0, "accuracy_if_cut": 10 * i}
+
+    rows = [row(i) for i in range(1, 6)]
+    drawn = draw(synthetic.record(convergence=rows, method="Lp on channels"))
+    left, right = drawn["pull_cifar10_vgg16"].axes
+    assert [line.get_ydata().tolist() for line in left.get_lines()] == [[90.0] * 5, [10, 20, 30, 40, 50]]
+    assert right.get_lines()[0].get_ydata() == pytest.approx([40 / i for i in range(1, 6)])
+    assert "residuals_cifar10_vgg16" not in drawn
+
+
 def test_channels_are_the_recorded_shares_and_protected_layers_are_whole():
     both = synthetic.record(channels=BERT, method="both")
     heads = synthetic.record(channels=HEADS, method="heads", p=3.0)

@@ -8,7 +8,7 @@ import torch
 
 from lpslim.training.callbacks import Callback
 from lpslim.training.checkpoint import Checkpoint
-from tests.training.toys import KilledError, Killing, data, masked, same, sparse, trained
+from tests.training.toys import KilledError, Killing, channels, data, masked, same, sparse, trained
 
 STATE = {"a": torch.arange(4.0), "b": [1, 2.5, "x", None]}
 
@@ -20,9 +20,10 @@ STATE = {"a": torch.arange(4.0), "b": [1, 2.5, "x", None]}
         (lambda model: Callback(), {"warmup_epochs": 1.0}),
         (lambda model: Callback(), {"optimizer": "adamw", "lr": 0.01, "clip_norm": 1.0}),
         (sparse, {}),
+        (channels, {}),
         (masked, {"schedule": "step"}),
     ],
-    ids=["sgd", "adamw", "admm", "masked"],
+    ids=["sgd", "adamw", "admm", "channels", "masked"],
 )
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, join, config, step):
     config |= {"dropout": 0.3, "source": data(noisy=True)}
@@ -33,9 +34,11 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, join, config, step
     resumed, again, later = trained(join, checkpoint=Checkpoint(tmp_path / "stage", None), **config)
     assert same(resumed, whole)
     assert again == curve
-    if join is sparse:
+    if join in (sparse, channels):
         assert later.convergence == callback.convergence
         assert len(later.convergence) == 6
+        assert later.kept() == callback.kept()
+    if join is sparse:
         assert all(torch.equal(z, callback.sparse()[name]) for name, z in later.sparse().items())
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpslim.training.schedule import SCHEDULES, TrainConfig, learning_rate, scaled
+from lpslim.training.schedule import SCHEDULES, Leg, TrainConfig, learning_rate, scaled
 
 lengths = st.integers(2, 400)
 rates = st.floats(1e-4, 1)
@@ -45,6 +45,15 @@ def test_cosine_is_the_closed_form_after_the_warm_up(epochs, lr, warmup, share):
 def test_the_other_schedules_have_their_landmarks(settings, epochs, expected):
     config = TrainConfig(epochs=100, lr=1.0, **settings)
     assert [learning_rate(config, e) for e in epochs] == pytest.approx(expected)
+
+
+@given(lengths, lengths, warmups, st.sampled_from(SCHEDULES), st.floats(0, 1))
+def test_legs_of_a_training_have_its_learning_rates(first, second, warmup, schedule, share):
+    settings = {"lr": 0.1, "schedule": schedule, "warmup_epochs": warmup}
+    whole = TrainConfig(epochs=first + second, **settings)
+    one, two = Leg(epochs=first, after=second, **settings), Leg(epochs=second, before=first, **settings)
+    assert learning_rate(one, share * first) == learning_rate(whole, share * first)
+    assert learning_rate(two, share * second) == learning_rate(whole, first + share * second)
 
 
 def test_scaling_takes_the_warm_up_along_and_keeps_an_epoch_where_there_was_one():

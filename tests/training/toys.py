@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
 
 from lpslim.data.images import TensorSplit, image_data
 from lpslim.data.splits import WHOLE, Data
+from lpslim.pruning.budget import candidates
+from lpslim.pruning.graph import find_units
+from lpslim.pruning.units import Prunable
 from lpslim.sparsity.penalties.lp import Lp
 from lpslim.training import distributed
-from lpslim.training.callbacks import Callback, MaskKeeper
+from lpslim.training.callbacks import Callback, ChannelADMM, MaskKeeper
 from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.loop import fit
 from lpslim.training.regularizers import admm
@@ -93,6 +97,15 @@ def trained(
 def sparse(model: nn.Module) -> Callback:
     """Return an ADMM that some weights of the toy network give in to."""
     return admm.build(model, Lp(p=5, M=1), lamb=1e-2, rho=1e-1, form="squared", updates_per_epoch=2)
+
+
+def channels(model: nn.Module, **options: Any) -> ChannelADMM:
+    """Return an ADMM on the channels of the convolution, of which one of four is to stay."""
+    image = torch.zeros(1, 1, 4, 4)
+    units = find_units(model, image, [Prunable("0")])
+    free = candidates(model, image, units, adjust=0, floor=0)
+    chosen = {"ratio": 0.75, "epochs": 3, "updates_per_epoch": 2, "ramp": 0.4, "candidates": free, **options}
+    return ChannelADMM(model, image, **chosen)
 
 
 def masked(model: nn.Module) -> Callback:

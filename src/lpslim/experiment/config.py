@@ -103,6 +103,7 @@ class Regularizer:
     penalty: str = key("lp", one_of(*registry.choices("sparsity.penalties")))
     form: str = key("squared", one_of("squared", "norm"))
     updates_per_epoch: int = key(1, ONE_OR_MORE)
+    one_schedule: bool = False  # this stage and the fine-tune are one training along the fine-tune's settings
     options: dict[str, Any] = field(default_factory=dict)  # parameters that are none of the paper's knobs
     penalty_options: dict[str, Any] = field(default_factory=dict)
     train: TrainConfig = field(default_factory=TrainConfig)

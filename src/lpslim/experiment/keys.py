@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lpslim.base import registry
+from lpslim.base.errors import UserError
 from lpslim.base.hashing import digest
 from lpslim.data.splits import Data
 from lpslim.experiment.config import Config, declared
@@ -17,10 +18,11 @@ from lpslim.experiment.records import RULE, VERSIONS, called
 from lpslim.models import family as families
 from lpslim.pruning.budget import Budget
 from lpslim.training.callbacks import Regularizer
-from lpslim.training.schedule import TrainConfig, scaled
+from lpslim.training.schedule import Leg, TrainConfig, scaled
 
 AUGMENTATION = ("val_fraction", "crop_padding", "flip")  # settings of the data that change a result
 LENGTH = 16  # hexadecimal digits of a key
+LATE = ("model", "example", "candidates", "measure")  # what a regulariser is given when the network is there
 Info = dict[str, Any]
 
 
@@ -72,6 +74,10 @@ def trainings(config: Config) -> dict[str, TrainConfig]:
     dense, last = (scaled(train, config.epoch_scale) for train in (config.baseline, last))
     if config.equal_epochs and config.retrain == "finetune" and last.epochs and not sparsify:
         last = replace(last, epochs=last.epochs + config.regularizer.train.epochs)
+    if config.regularizer.one_schedule and config.retrain == "finetune" and sparsify:
+        first = config.regularizer.train.epochs
+        sparsify = {"sparsify": Leg(**{**asdict(last), "epochs": first}, after=last.epochs)}
+        last = Leg(**asdict(last), before=first)
     return {"baseline": dense, **sparsify, "finetune": last}
 
 
@@ -94,11 +100,14 @@ def regularizer(config: Config) -> tuple[partial[Regularizer], Info]:
     values = asdict(penalty) if is_dataclass(penalty) else options  # type: ignore[arg-type]
 
     build = registry.find("training.regularizers", chosen.name).build
-    knobs = {"lamb": config.lamb, "rho": config.rho, "form": chosen.form, "penalty": penalty,
-             "updates_per_epoch": chosen.updates_per_epoch, "model": None}  # fmt: skip
+    knobs = {"lamb": config.lamb, "rho": config.rho, "form": chosen.form, "penalty": penalty, "p": config.p,
+             "M": config.M, "updates_per_epoch": chosen.updates_per_epoch, "epochs": chosen.train.epochs,
+             "budget": budget(config), **dict.fromkeys(LATE)}  # fmt: skip
     arguments = registry.arguments(build, knobs, chosen.options, "regularizer.options")
-    del arguments["model"]
+    arguments = {name: value for name, value in arguments.items() if name not in LATE}
     held = dict(arguments)
+    if "budget" in held:
+        held["budget"] = _target(config)
     if "penalty" in held:
         held["penalty"] = {**_plug_in("sparsity.penalties", chosen.penalty), "values": values}
     return partial(build, **arguments), {**_plug_in("training.regularizers", chosen.name), "arguments": held}
@@ -127,7 +136,10 @@ def _settings(config: Config, data: Data) -> dict[str, Info]:
     model, criterion, family = config.model, config.criterion, families.get(config.model.family)
     sparsify = {} if config.regularizer.name == "none" else {"sparsify": regularizer(config)[1]}
     scored, single = {"weights": criterion.weights if sparsify else "W"}, config.granularity == "weights"
-    names = {} if single else {"layer_budget": criterion.layer_budget_from, "score": criterion.name}
+    chosen = "budget" in sparsify.get("sparsify", {}).get("arguments", {})  # the regulariser meets it itself
+    if single and chosen:
+        raise UserError(f"granularity=weights: must be channels with regularizer={config.regularizer.name}")
+    names = {} if single or chosen else {"layer_budget": criterion.layer_budget_from, "score": criterion.name}
     joint: Info = {"coupled": True} if config.coupled else {}  # older keys have none
     scores = {stage: {**_plug_in("pruning.criteria", name), **scored, "protected": list(config.protected),
                       **joint}
@@ -135,8 +147,8 @@ def _settings(config: Config, data: Data) -> dict[str, Info]:
     widths = {"adjust": config.adjust, "floor": model.floor, "round_to": config.round_to,
               "score_norm": criterion.score_norm,
               **({**joint, "coupled_floor": config.coupled_floor} if joint else {})}  # fmt: skip
-    targets = {"target_flops": config.target_flops, "target_params": config.target_params}
-    target = {key: value for key, value in targets.items() if value is not None} or {"ratio": config.ratio}
+    if chosen:
+        sparsify["sparsify"] |= {**widths, "protected": list(config.protected)}
     settings: dict[str, Info] = {
         "baseline": {
             "family": _plug_in("models.families", model.family),
@@ -148,7 +160,7 @@ def _settings(config: Config, data: Data) -> dict[str, Info]:
         },
         **sparsify,
         **scores,
-        "prune": {"rule": RULE, "granularity": config.granularity, "budget": target,
+        "prune": {"rule": RULE, "granularity": config.granularity, "budget": _target(config),
                   **(scored if single else widths)},
         "finetune": {"retrain": config.retrain},
     }  # fmt: skip
@@ -156,6 +168,11 @@ def _settings(config: Config, data: Data) -> dict[str, Info]:
     for stage, train in trainings(config).items():
         settings[stage] |= {"train": asdict(train), "runtime": runtime}
     return settings
+
+
+def _target(config: Config) -> Info:
+    targets = {"target_flops": config.target_flops, "target_params": config.target_params}
+    return {key: value for key, value in targets.items() if value is not None} or {"ratio": config.ratio}
 
 
 def _plug_in(package: str, name: str) -> Info:

@@ -129,7 +129,7 @@ def _check(run: stages.Run) -> None:
             except UserError as problem:
                 raise UserError(f"criterion={criterion}: {problem}") from problem
     if config.regularizer.name != "none":
-        keys.regularizer(config)[0](model)
+        run.regularizer(model)
     if chosen.weights and not (config.dry_run or run.steps["baseline"].done):
         family.load_weights(model, chosen.name, chosen.weights, chosen.weights_dir)
 

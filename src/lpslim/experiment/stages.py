@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from lpslim.models import family as families
 from lpslim.models import storage
 from lpslim.pruning import budget, criteria, selection, unstructured
 from lpslim.pruning.units import regularised_weights
-from lpslim.training.callbacks import Callback, MaskKeeper
+from lpslim.training.callbacks import Callback, MaskKeeper, Regularizer
 from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.distributed import broadcast_from_main
 from lpslim.training.evaluation import evaluate, summarise
@@ -69,6 +70,19 @@ class Run:
             for outer in convergence:
                 if row["epoch"] - 1 < outer["epoch"] <= row["epoch"]:
                     self.trackers.log("admm", outer, by="iteration")
+
+    def regularizer(self, model: nn.Module) -> Regularizer:
+        """Return the regulariser of a network, given what it asks for of ``keys.LATE``."""
+        build, _ = keys.regularizer(self.config)
+        late = {"model": model, "example": example_input(self.data.shape), "candidates": self.candidates,
+                "measure": self.measure}  # fmt: skip
+        asked = signature(build.func).parameters
+        return build(**{name: value for name, value in late.items() if name in asked})
+
+    def measure(self, model: nn.Module) -> float:
+        """Return the accuracy of a network in training, on val or, where there is no such split, on test."""
+        split = self.data.val if len(self.data.val) else self.data.test
+        return evaluate(model, split.to(next(model.parameters()).device), task=self.data.task)["accuracy"]
 
 
 def obtain(run: Run, stage: str) -> Info:
@@ -131,12 +145,13 @@ def sparsify(run: Run, step: Step) -> Info:
     """Train under the regulariser; keep the network with W and, where there is a sparse copy, with Z."""
     parent = run.steps["baseline"].folder
     model, architecture = storage.load(parent), storage.describe(parent)
-    regularizer = keys.regularizer(run.config)[0](model)
+    regularizer = run.regularizer(model)
     info = _train(run, step, model, architecture, regularizer)
     if sparse := regularizer.sparse():
         model.load_state_dict({**model.state_dict(), **sparse})
         broadcast_from_main(lambda: storage.write(step.folder / "Z", model, architecture))
-    return {**info, "convergence": regularizer.convergence}
+    kept = regularizer.kept()
+    return {**info, "convergence": regularizer.convergence, **({"kept": kept} if kept else {})}
 
 
 def score(run: Run, step: Step) -> Info:
@@ -174,6 +189,8 @@ def _kept(run: Run, candidates: budget.Candidates) -> selection.Kept:
     def scores(stage: str, norm: str) -> list[Tensor]:
         return selection.of_units(candidates.units, load_file(run.steps[stage].folder / SCORES), norm)
 
+    if kept := files.read_json(run.trunk / files.MANIFEST).get("kept"):
+        return kept
     if "layer_budget" not in run.steps:
         return candidates.select(scores("score", run.config.criterion.score_norm), keys.budget(run.config))
     reference = candidates.select(scores("layer_budget", "minmax"), keys.budget(run.config))

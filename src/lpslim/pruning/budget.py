@@ -53,10 +53,15 @@ class Candidates:
         if target := self._target(budget):
             selection.check_reach(self.units, self.least, target, budget.round_to)
 
-    def select(self, scores: Sequence[Tensor], budget: Budget) -> Kept:
-        """Return the units that stay; ``scores`` are on one scale. UserError if the target cannot be met."""
+    def select(self, scores: Sequence[Tensor], budget: Budget, part: float = 1.0) -> Kept:
+        """Return the units that stay; ``scores`` are on one scale. UserError if the target cannot be met.
+
+        part: the share of the budget that is removed; below 1 the nearest choice is taken, however far it is.
+        """
         if not (target := self._target(budget)):
-            return selection.by_ratio(self.units, scores, self.least, budget.ratio, budget.round_to)
+            return selection.by_ratio(self.units, scores, self.least, part * budget.ratio, budget.round_to)
+        if part < 1:
+            target = replace(target, share=part * target.share, tolerance=1.0)
         return selection.by_target(self.units, scores, self.least, target, budget.round_to)
 
     def _target(self, budget: Budget) -> Target | None:

@@ -1,12 +1,27 @@
 """Callbacks of the training loop: the base class, regularisers, and the keeper of pruned weights at zero."""
 
+import logging
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lpslim.base.errors import UserError
+from lpslim.base.modules import Example
+from lpslim.pruning import budget, check, graph, groups
+from lpslim.pruning.budget import Budget, Candidates
+from lpslim.pruning.prune import Pruned
+from lpslim.pruning.selection import Kept
 from lpslim.pruning.units import regularised_weights
+from lpslim.sparsity.channels import GroupADMM
+from lpslim.sparsity.penalties.lp import Lp
+
+ENOUGH = 0.01  # of ||W||: what may be left of the units that go when they are cut
+log = logging.getLogger(__name__)
 
 
 class Callback:
@@ -42,6 +57,10 @@ class Regularizer(Callback):
         """Return the sparse copy Z of the weights, by parameter name, on the CPU; empty if there is none."""
         return {}
 
+    def kept(self) -> Kept | None:
+        """Return the units that stay (layer -> indices), chosen here in place of a score and a target."""
+        return None
+
 
 class MaskKeeper(Callback):
     """Keeps pruned weights at zero: without a gradient, SGD and AdamW leave a zero where it is."""
@@ -59,3 +78,153 @@ class MaskKeeper(Callback):
         for weight, mask in zip(self.weights, self.masks, strict=True):
             assert weight.grad is not None
             weight.grad.mul_(mask)
+
+
+class ChannelADMM(Regularizer):
+    """ADMM on whole channels under a budget: those that go are drawn to zero while the network trains.
+
+    Of the outer iterations a share ``ramp`` tightens the budget to its target, along a cubic (Zhu and Gupta
+    2017, arXiv:1710.01878). When an iteration has then not changed which units go, or half of the others are
+    over, the choice is frozen: the units that stay are free, and rho, for those that go, grows by ``growth``
+    each iteration until less than ENOUGH of the network's norm is left in them. Now they can be cut.
+
+    In a training loop of one's own::
+
+        admm = lpslim.ChannelADMM(model, example, target_flops=0.5, epochs=4)
+        admm.begin()
+        for step, (images, labels) in ...:                # from 1, through all epochs
+            ...                                           # backward, optimizer.step()
+            admm.after_step(step, steps_per_epoch)
+        model = admm.cut().model                          # train on, with an optimiser of its parameters
+
+    Args:
+        model: a network in which nothing has the same weights twice, on the device where it trains.
+        example: one input, such as (1, C, H, W), as for :func:`lpslim.prune`.
+        target_flops, target_params, ratio: one of them, the budget, as for :func:`lpslim.prune`.
+        epochs, updates_per_epoch: how long it pulls, and outer iterations in an epoch.
+        p, M: the penalty is |s|^(1/p) of a group's size s with its slope capped at M; p=0: no penalty.
+        rho: weight of the pull: the steps of an outer iteration shrink the gap of W and V to exp(-rho) of it.
+        floor, protected, round_to: as for :func:`lpslim.prune`.
+        candidates: units that can go, in place of those that are found by tracing.
+        measure: the network's accuracy, called in every outer iteration as it is, and as if cut now.
+
+    Raises:
+        UserError: not one budget, nothing that can be cut or silenced, or a target out of reach.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Example, *, target_flops: float | None = None,
+        target_params: float | None = None, ratio: float | None = None, epochs: int,
+        updates_per_epoch: int = 4, p: float = 5.0, M: float | None = 4.0, rho: float = 0.2,
+        ramp: float = 0.5, growth: float = 3.0, floor: float = 0.1, protected: Sequence[str] = (),
+        round_to: int = 1, candidates: Candidates | None = None, measure: Callable[[], float] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if not (rho > 0 and growth >= 1 and 0 <= ramp <= 1):  # NaN is refused too
+            raise UserError(f"rho={rho}, growth={growth}, ramp={ramp}: must be above 0, 1 or more, in [0, 1]")
+        self.model, self.example, self.epochs, self.measure = model, example, epochs, measure
+        given = {"target_flops": target_flops, "target_params": target_params, "ratio": ratio}
+        self.goal = {key: value for key, value in given.items() if value is not None}
+        if len(self.goal) != 1:
+            raise UserError(f"give one of {', '.join(given)}, got {', '.join(self.goal) or 'none'}")
+        self.budget = Budget(**self.goal, round_to=round_to)
+        self.left: dict[str, str] = {}
+        if candidates is None:
+            units, self.left, *_ = check.survey(model, example, protected)
+            if not units:
+                raise UserError(f"no layer can lose channels: {self.left or 'none was found'}")
+            candidates = budget.candidates(model, example, units, adjust=floor, floor=floor)
+        self.every = candidates
+        self.candidates, self.slices, loud = groups.find(model, example, candidates)
+        self.left |= loud
+        self.candidates.check(self.budget)
+        self.iterations, self.per_epoch = epochs * updates_per_epoch, updates_per_epoch
+        self.ramp, self.growth, self.rho = max(1, round(ramp * self.iterations)), growth, rho
+        self.weight = Lp(p, M).weight if p else None
+        self.share, self.frozen = 0.0, False
+
+    def begin(self) -> None:
+        """Start from Z = W and U = 0, on the device where the weights now are."""
+        sizes = [unit.size for unit in self.candidates.units]
+        layers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        self.admm = GroupADMM(dict(self.model.named_parameters()), self.slices, layers, self.weight)
+        for layer, reason in self.left.items():
+            log.warning("%s: left alone: %s", layer, reason)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the units that go are chosen for good, and all but zero: they can be cut."""
+        return self.frozen and self.convergence[-1]["gap"] < ENOUGH
+
+    def after_step(self, step: int, steps_per_epoch: int) -> None:
+        """Pull; do the Z- and U-step when an outer iteration ends with this step."""
+        self.admm.step()
+        due, done = (n * self.per_epoch // steps_per_epoch for n in (step, step - 1))
+        if done < due <= self.iterations:
+            self._update(due, step / steps_per_epoch, steps_per_epoch)
+
+    def _update(self, done: int, epoch: float, steps_per_epoch: int) -> None:
+        before, shrinkage = self.admm.stays, 1.0
+        part, rho = 1 - (1 - min(1.0, done / self.ramp)) ** 3, self.rho
+        if not self.frozen:
+            shrinkage = self.admm.update(partial(self._choose, part))
+            same = done > self.ramp and torch.equal(before, self.admm.stays)
+            self.frozen = same or done >= max(self.ramp, (self.ramp + self.iterations) // 2)
+        elif not self.settled:
+            self.rho *= self.growth
+        self.share = -math.expm1(-self.rho * self.per_epoch / steps_per_epoch)
+        self.admm.pull(self.share, self.frozen)
+        row = {"iteration": done, "epoch": epoch, "part": part, "rho": rho, "gap": self.admm.gap(),
+               "units": int(self.admm.stays.sum()), "shrinkage": shrinkage}  # fmt: skip
+        if self.measure:
+            row["accuracy"] = self.measure()
+            with self.admm.silenced():
+                row["accuracy_if_cut"] = self.measure()
+        self.convergence.append(row)
+        log.info(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+
+    def _choose(self, part: float, priority: Tensor) -> Tensor:
+        """Return the units that stay, by the highest priority, where the budget is removed to a part."""
+        units, device = self.candidates.units, priority.device
+        scores = torch.split(priority.cpu(), [unit.size for unit in units])
+        try:
+            kept = self.candidates.select(scores, self.budget, part)
+        except UserError as problem:  # where one unit weighs much, these scores may only come near the target
+            log.warning("%s", problem)
+            kept = self.candidates.select(scores, self.budget, 1 - 1e-9)
+        stays = [torch.zeros(unit.size, dtype=torch.bool) for unit in units]
+        for unit, chosen in zip(units, stays, strict=True):
+            chosen[kept[unit.layer]] = True
+        return torch.cat(stays).to(device)
+
+    def kept(self) -> Kept:
+        """Return the units that stay, of layers left alone all."""
+        if not self.settled:
+            log.warning("the units that go are not all but zero: the cut will be felt")
+        stays = torch.split(self.admm.stays.cpu(), [unit.size for unit in self.candidates.units])
+        pairs = zip(self.candidates.units, stays, strict=True)
+        chosen = {unit.layer: stay.nonzero().flatten().tolist() for unit, stay in pairs}
+        return {unit.layer: chosen.get(unit.layer, list(range(unit.size))) for unit in self.every.units}
+
+    def cut(self) -> Pruned:
+        """Return the network without the units that go; the original is left as it is, with the pull on."""
+        smaller, kept, units = check.copied(self.model), self.kept(), tuple(self.every.units)
+        graph.prune(smaller, self.example, kept)
+        cost, widths = self.every.cost, [len(kept[unit.layer]) for unit in units]
+        shares = {"target_flops": cost.flops_drop(widths), "target_params": cost.params_drop(widths),
+                  "ratio": 1 - sum(widths) / sum(unit.size for unit in units)}  # fmt: skip
+        ((key, value),) = self.goal.items()
+        return Pruned(smaller, units, kept, cost.dense, cost(widths), self.example, f"{key}={value:g}",
+                      shares[key], self.left)  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Z, V, the choice, the weight of the pull and the convergence so far."""
+        own = {name: getattr(self, name) for name in ("rho", "share", "frozen", "convergence")}
+        return {"admm": self.admm.state_dict(), **own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.admm.load_state_dict(state["admm"])
+        for name in state.keys() - {"admm"}:
+            setattr(self, name, state[name])
+        self.admm.pull(self.share, self.frozen)

@@ -32,6 +32,14 @@ class TrainConfig:
 
 
 @dataclass
+class Leg(TrainConfig):
+    """Part of a training that others begin, for ``before`` epochs, or end, for ``after``: one schedule."""
+
+    before: int = 0
+    after: int = 0
+
+
+@dataclass
 class RuntimeConfig:
     """Where and in which arithmetic a training runs. Fields marked as ignored change no result.
 
@@ -61,14 +69,17 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
     The warm-up takes w = min(warmup_epochs, E / 3) of the E epochs. ``cosine``: ``lr/2 * (1 + cos(pi * t))``
     and ``linear``: ``lr * (1 - t)``, both with ``t = (epoch - w) / (E - w)``. ``step``: a tenth after each
-    milestone, a fraction of E. ``constant``: ``lr``.
+    milestone, a fraction of E. ``constant``: ``lr``. Of a :class:`Leg`, E are the epochs of all legs.
     """
-    warmup = min(config.warmup_epochs, config.epochs / 3)
+    epochs = config.epochs
+    if isinstance(config, Leg):
+        epoch, epochs = config.before + epoch, config.before + epochs + config.after
+    warmup = min(config.warmup_epochs, epochs / 3)
     if epoch < warmup:
         return config.lr * epoch / warmup
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "step":
-        return config.lr * 0.1 ** sum(epoch >= part * config.epochs for part in config.milestones)
-    t = (epoch - warmup) / (config.epochs - warmup)
+        return config.lr * 0.1 ** sum(epoch >= part * epochs for part in config.milestones)
+    t = (epoch - warmup) / (epochs - warmup)
     return config.lr * (1 - t if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * t)))

@@ -1,0 +1,112 @@
+"""Groups of parameters: all that produces a unit, so that the unit is silent when its group is zero."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+
+from lpslim.base.errors import UserError
+from lpslim.base.modules import Example, call
+from lpslim.pruning.budget import Candidates
+from lpslim.pruning.check import Comparison
+from lpslim.pruning.graph import Graph
+from lpslim.pruning.units import CONVOLUTIONS, Units
+from lpslim.sparsity.channels import Slice
+
+Owners = dict[tuple[str, bool, int], dict[int, int]]  # (name, reads, axis) of a cut -> its index -> the unit
+REASON = (
+    "its channels are not zero where all that produces them is zero: the activation makes something of it"
+)
+
+
+def find(
+    model: nn.Module, example: Example, candidates: Candidates
+) -> tuple[Candidates, list[Slice], dict[str, str]]:
+    """Return the candidates whose units can be silenced, their groups, and the layers left alone, and why.
+
+    Units are numbered through all candidates. Whether zero parameters silence a unit is tried out: with those
+    of all units at zero, what reads them must read zero on random inputs, in evaluation mode. UserError if no
+    layer is left.
+    """
+    owners = _owners(model, example, candidates.units)
+    loud = _loud(model, example, candidates.units, owners)
+    if len(loud) == len(candidates.units):
+        raise UserError(f"no layer can be silenced: {REASON}")
+    if loud:
+        candidates = candidates.without(list(loud))
+        owners = _owners(model, example, candidates.units)
+    return candidates, _slices(model, owners), loud
+
+
+def _owners(model: nn.Module, example: Example, units: Sequence[Units]) -> Owners:
+    """Return which unit each index of a cut belongs to.
+
+    A traced unit is found by its bits: the b-th walk removes the units whose number has bit b. Of heads and
+    neurons, which a family lays out and which are scored by what reads them too, the channels lie in order.
+    """
+    firsts = dict(zip((unit.layer for unit in units), _firsts(units), strict=True))
+    traced = [unit for unit in units if not {name for name, _ in unit.scored_by} & {*unit.consumers}]
+    codes: dict[tuple[str, tuple[str, bool, int]], dict[int, int]] = {}
+    graph = Graph(model, example) if traced else None
+    for bit in range(max((unit.size for unit in traced), default=0).bit_length()):
+        kept = {unit.layer: [i for i in range(unit.size) if not (i + 1) >> bit & 1] for unit in traced}
+        assert graph
+        for layer, cuts in graph.cuts({layer: left for layer, left in kept.items() if left}).items():
+            for cut in cuts:
+                known = codes.setdefault((layer, (cut.name, cut.reads, cut.axis)), {})
+                known.update({index: known.get(index, 0) | 1 << bit for index in cut.indices})
+    owners: Owners = {}
+    for (layer, place), known in codes.items():
+        owners.setdefault(place, {}).update({i: firsts[layer] + code - 1 for i, code in known.items()})
+    for unit in units:
+        own = {i: firsts[unit.layer] + i // unit.head_dim for i in range(unit.size * unit.head_dim)}
+        for reads, names in ((False, unit.producers), (True, unit.consumers)) if unit not in traced else ():
+            owners |= {(name, reads, 0): own for name in names}
+    return owners
+
+
+def _firsts(units: Sequence[Units]) -> list[int]:
+    return list(accumulate((unit.size for unit in units[:-1]), initial=0))
+
+
+def _slices(model: nn.Module, owners: Owners) -> list[Slice]:
+    """Return the slices of parameters that produce units."""
+    modules, parameters, slices = dict(model.named_modules()), dict(model.named_parameters()), {}
+    for (name, reads, axis), known in owners.items():
+        module = modules.get(name)
+        own = {name: axis} if module is None else {
+            f"{name}.{part}": int(part == "weight" and getattr(module, "transposed", False))
+            for part, _ in module.named_parameters(recurse=False)
+        }  # fmt: skip
+        index = sorted(known)
+        for parameter, along in own.items() if not reads else ():
+            if max(index) < parameters[parameter].shape[along]:
+                groups = torch.tensor([known[i] for i in index])
+                slices[parameter] = Slice(parameter, along, torch.tensor(index), groups)
+    return list(slices.values())
+
+
+@torch.no_grad()
+def _loud(model: nn.Module, example: Example, units: Sequence[Units], owners: Owners) -> dict[str, str]:
+    """Return the layers of which something is read while all that produces any unit is zero."""
+    comparison, heard = Comparison(model, example), set[int]()
+    parameters, modules = dict(comparison.whole.named_parameters()), dict(comparison.whole.named_modules())
+    for part in _slices(model, owners):
+        parameters[part.name].index_fill_(part.axis, part.channels, 0)
+    for (name, reads, _), known in owners.items():
+        if reads and name in modules:
+            modules[name].register_forward_pre_hook(partial(_listen, known=known, heard=heard))
+    for mode, inputs in comparison.runs:
+        if mode == "evaluation":
+            call(comparison.whole, inputs)
+    pairs = zip(units, _firsts(units), strict=True)
+    return {unit.layer: REASON for unit, first in pairs if heard & {*range(first, first + unit.size)}}
+
+
+def _listen(module: nn.Module, inputs: Any, *, known: dict[int, int], heard: set[int]) -> None:
+    axis = -1 - len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else -1
+    loud = inputs[0].movedim(axis, 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    heard.update(known[i] for i in loud if i in known)
