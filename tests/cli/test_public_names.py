@@ -26,7 +26,7 @@ def test_the_version_is_that_of_the_installed_package():
     [
         ("lpslim", "torch importlib.metadata"),
         ("[getattr(lpslim, name) for name in lpslim.HOMES]",
-         "hydra omegaconf accelerate transformers tensorboard torchvision torch_pruning onnx"),
+         "hydra omegaconf accelerate transformers tensorboard onnx"),
     ],
 )  # fmt: skip
 def test_the_library_imports_no_more_than_it_needs(used, absent):
