@@ -1,0 +1,200 @@
+"""The page docs/zoo.md, rendered from the JSON of benchmarks/zoo.py alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
+EXACT = 1.5e-8  # relative difference in float64: the root of its precision
+SHORT = 0.003  # a target is met within this
+OURS, RIVAL = ("off", "on"), "torch_pruning"
+COLUMNS = [("off", 0.3), ("off", 0.5), ("on", 0.3), ("on", 0.5)]
+TEXT = """\
+# Any network: the zoo
+
+Every family of classification networks in torchvision and three networks of timm, with random weights,
+pruned to 30 and 50 % fewer multiply-adds by `lpslim.prune(model, example, target_flops=...)`, with
+`coupled` off and on, and by Torch-Pruning's own pruner. **{counts}**
+
+`python -m benchmarks.zoo` measures what `benchmarks/results/zoo.json` lacks, `python -m benchmarks.zoo
+--render` renders this page from it. Measured on {dates}: {versions}.
+
+- **Cells**: the share of the multiply-adds that is gone. *Most*: the target was refused, and this is the
+  most that the refusal named, asked for in its place. *Refused*: no network came back, for the reason below
+  the table.
+- **Difference**: the largest one between the pruned network and the silenced original, in which every layer
+  that reads a removed channel reads zero there, relative to the largest output: the greatest of the row's
+  results. It is taken by code that knows nothing of pruning: which inputs a layer lost is read off its
+  weights, which are a part of the original's. Evaluation mode, float64, new random inputs; scales, shifts
+  and statistics of norms are drawn too. Exact is below {exact:.1e}. Silencing itself moves the outputs by
+  {moved:.1g} or more.
+- **Cut**: layers that lost outputs at the target of 0.3, `coupled` off and on, and all convolutions and
+  linear layers.
+- **Left alone**: layers that the check kept whole in these two, each with its reason in
+  `Pruned.left_alone`.
+- **Seconds**: of processor time on one core, the longest of the row's cases, without building the network
+  and without this comparison. The machine ran other work, so wall time would say little.
+- **Torch-Pruning**: `GroupNormPruner`, group magnitude, global, 2 % of the channels a step until the
+  multiply-adds (counted as ours) reach the target; a floor of a tenth, as ours. It is told the classifying
+  layer and the heads of `nn.MultiheadAttention`, and nothing else of a network; more of such knowledge
+  would mend some rows. Equal means: to the silenced original, by the same comparison.
+
+{table}
+
+{reasons}
+"""
+
+
+def write(content: dict[str, Any], page: Path = PAGE) -> None:
+    """Write the page."""
+    page.write_text(render(content), encoding="utf-8")
+
+
+def render(content: dict[str, Any]) -> str:
+    """Return the page's text."""
+    rows: list[Row] = content["rows"]
+    dates = sorted({row["date"] for row in rows})
+    packages = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    machine = content["machine"]["processor"]
+    return TEXT.format(
+        counts=counts(rows),
+        dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        versions=f"{machine}, {packages}",
+        exact=EXACT,
+        moved=min(row["moved"] for row in rows if row["way"] in OURS and "moved" in row),
+        table=table(rows),
+        reasons=reasons(rows),
+    )
+
+
+def exact(row: Row) -> bool:
+    """Return whether a result computes what the silenced original does, which does not do what it did."""
+    return row["outcome"] == "pruned" and row["difference"] <= EXACT < row["moved"]
+
+
+def reaches(row: Row) -> bool:
+    """Return whether a result came back at its target."""
+    return row["outcome"] == "pruned" and row["reached"] >= row["target"] - SHORT
+
+
+def counts(rows: list[Row]) -> str:
+    """Return how many families of torchvision are exact, refused, and at 0.3 with coupled channels."""
+    families = _grouped([row for row in rows if not row["family"].startswith("timm")], "family")
+    ours = {name: [row for row in found if row["way"] in OURS] for name, found in families.items()}
+    whole, refused, reached, wrong = 0, 0, 0, []
+    for name, found in ours.items():
+        words = [row for row in found if row["outcome"] == "refused"]
+        if any(row not in words and not exact(row) for row in found):
+            wrong.append(name)
+        elif len(words) == len(found):
+            refused += 1
+        else:
+            whole += 1
+        coupled = [row for row in found if (row["way"], row["target"]) == ("on", 0.3)]
+        reached += bool(coupled) and all(map(reaches, coupled))
+    said = f"{whole} of {len(ours)} families exact, {refused} refused in words, "
+    said += f"{reached} reach 0.3 with `coupled=True`"
+    if wrong:
+        said += f"; neither exact nor refused: {', '.join(wrong)}"
+    rival = [row for row in rows if (row["way"], row["target"]) == (RIVAL, 0.3)]
+    there = [row for row in rival if reaches(row)]
+    equal = f"{sum(map(exact, there))} are equal to the silenced original"
+    theirs = (
+        f"of Torch-Pruning's {len(rival)} results for 0.3, {len(there)} run and reach it, of which {equal}"
+    )
+    networks = _grouped(rows, "network").values()
+    longest = max(row.get("cpu_seconds", 0) for row in rows if row["way"] in OURS)
+    return f"{said}; the longest of {len(networks)} networks takes {longest:.0f} s. Beside them, {theirs}."
+
+
+def table(rows: list[Row]) -> str:
+    """Return one line per network."""
+    head = ["network (px)", *(f"{target:g} {way}" for way, target in COLUMNS), "difference",
+            "cut", "left alone", "s", "Torch-Pruning, 0.3", "0.5", "s"]  # fmt: skip
+    lines = [head, ["---"] * len(head)]
+    for name, found in _grouped(rows, "network").items():
+        by = {(row["way"], row["target"]): row for row in found}
+        at = [by.get((way, 0.3), {}) for way in OURS]
+        ours = [row for row in found if row["way"] in OURS]
+        differences = [row["difference"] for row in ours if "difference" in row]
+        lines.append([
+            f"{name} ({found[0]['size']})",
+            *(_own(by.get(column)) for column in COLUMNS),
+            f"{max(differences):.0e}" if differences else "",
+            f"{_pair(at, 'narrower')} of {max((row.get('layers', 0) for row in ours), default=0)}",
+            _pair(at, "left_alone"),
+            _seconds(ours),
+            *(_rival(by.get((RIVAL, target))) for target in (0.3, 0.5)),
+            _seconds(row for row in found if row["way"] == RIVAL),
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def reasons(rows: list[Row]) -> str:
+    """Return the lists below the table: refusals, what was left alone, and what befell the other pruner."""
+    lists = {
+        "Refused, or not ended": {
+            _key(r): r.get("message", "") for r in rows if r["way"] in OURS and "message" in r
+        },
+        "Left alone: the most frequent reason": {
+            row["network"]: f"{row['reason']} ({row['reason_layers']} of {row['left_alone']} layers)"
+            for row in rows
+            if row["way"] in OURS and row.get("left_alone")
+        },
+        "Torch-Pruning: no result": {
+            _key(r): r["message"] for r in rows if r["way"] == RIVAL and "message" in r
+        },
+    }
+    parts = []
+    for title, found in lists.items():
+        merged: dict[str, list[str]] = {}
+        for key, message in found.items():
+            merged.setdefault(" ".join(message.split())[:240], []).append(key)
+        items = [f"- {', '.join(keys)}: {message}" for message, keys in merged.items()]
+        if items:
+            parts.append("\n".join([f"## {title}", "", *items]))
+    return "\n\n".join(parts)
+
+
+def _key(row: Row) -> str:
+    way = "" if row["way"] == RIVAL else f" {row['way']}"
+    return f"{row['network']} {row['target']:g}{way}"
+
+
+def _own(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row["outcome"] != "pruned":
+        return row["outcome"]
+    share = f"{row['reached']:.2f}"
+    if not exact(row):
+        return f"**wrong** {share}"
+    return f"{share} most" if "most" in row else share
+
+
+def _rival(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row["outcome"] != "pruned":
+        return {"failed": "does not run"}.get(row["outcome"], row["outcome"])
+    equal = "equal" if exact(row) else f"differs by {row['difference']:.1g}"
+    return f"{row['reached']:.2f}, {equal}"
+
+
+def _pair(rows: list[Row], key: str) -> str:
+    return ", ".join(str(row[key]) for row in rows if key in row)
+
+
+def _seconds(rows: Iterable[Row]) -> str:
+    times = [row["cpu_seconds"] for row in rows if "cpu_seconds" in row]
+    return f"{max(times):.0f}" if times else ""
+
+
+def _grouped(rows: list[Row], key: str) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return found
