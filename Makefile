@@ -15,7 +15,7 @@ RESULTS ?= $(if $(filter smoke,$(PROFILE)),$(WORK)/smoke,results)
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check reproduce reproduce-tables compare tables plots report verify bench latency clean run-rows \
+.PHONY: help setup test check reproduce reproduce-tables compare tables plots report verify bench zoo latency clean run-rows \
 	count-rows
 
 help:  ## list the targets
@@ -101,9 +101,16 @@ $(VENV)/.report: $(VENV)/.installed
 verify: setup  ## are records and stored stages what was written?
 	$(BIN)/python -m lpslim.experiment.verify --results results --work-dir $(WORK)
 
+# parts of others, and those that take hours or data
+APART = timing silenced zoo zoo_page streams
 bench: setup  ## side-by-side measurements: benchmarks/ (an hour)
-	@for script in $(filter-out benchmarks/timing.py,$(sort $(wildcard benchmarks/*.py))); do \
+	@for script in $(filter-out $(APART:%=benchmarks/%.py),$(sort $(wildcard benchmarks/*.py))); do \
 	echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
+
+zoo: setup  ## any network: torchvision's and timm's, measured where results/zoo.json lacks them (hours), and their page
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.zoo --render
 
 latency: setup  ## latency of a pruned network beside its original: NETWORK=outputs/runs/<name>/<key>/pruned
 	@test -n "$(NETWORK)" || { echo "NETWORK is not set: make latency NETWORK=outputs/runs/<name>/<key>/pruned" >&2; exit 2; }

@@ -212,6 +212,7 @@ def in_process(network: Network, way: str, target: float, limit: float) -> dict[
 
 def measure(options: argparse.Namespace) -> None:
     """Measure what is missing, and write after each case."""
+    versions = {package: version(package) for package in PACKAGES}  # raises if one is not there
     content = read_json(options.json) if options.json.is_file() else {"rows": []}
     code = _code()
     chosen = [network for network in NETWORKS if not options.only or network.name in options.only]
@@ -226,8 +227,7 @@ def measure(options: argparse.Namespace) -> None:
             row = {**key, **about, "date": date, **in_process(network, way, target, options.limit)}
             print({k: v for k, v in row.items() if k not in ("family", "size", "code", "date")}, flush=True)
             content["rows"] = sorted([*(r for r in content["rows"] if r not in old), row], key=_place)
-            content["machine"] = timing.machine()
-            content["versions"] = {package: version(package) for package in PACKAGES}
+            content |= {"machine": timing.machine(), "versions": versions}
             write_json(options.json, content)
 
 
