@@ -260,7 +260,7 @@ def main() -> None:
         name, way, target = options.case
         print(json.dumps(case(NETWORKS[names.index(name)], way, float(target))))
     elif options.render:
-        zoo_page.write(read_json(options.json))
+        zoo_page.write(timing.RESULTS)
     else:
         measure(options)
 

@@ -1,10 +1,13 @@
-"""The page docs/zoo.md, rendered from the JSON of benchmarks/zoo.py alone."""
+"""The page docs/zoo.md, rendered from the JSON of benchmarks/zoo.py and streams.py alone."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from lpslim.base.files import read_json
 
 Row = dict[str, Any]
 PAGE = Path(__file__).parent.parent / "docs" / "zoo.md"
@@ -17,7 +20,9 @@ TEXT = """\
 
 Every family of classification networks in torchvision and three networks of timm, with random weights,
 pruned to 30 and 50 % fewer multiply-adds by `lpslim.prune(model, example, target_flops=...)`, with
-`coupled` off and on, and by Torch-Pruning's own pruner. **{counts}**
+`coupled` off and on, and by Torch-Pruning's own pruner.
+
+{counts}
 
 `python -m benchmarks.zoo` measures what `benchmarks/results/zoo.json` lacks, `python -m benchmarks.zoo
 --render` renders this page from it. Measured on {dates}: {versions}.
@@ -46,15 +51,32 @@ pruned to 30 and 50 % fewer multiply-adds by `lpslim.prune(model, example, targe
 
 {reasons}
 """
+STREAMS = """
+## What residual streams cost on real data
+
+{network} with its published weights ({dense:.2f} % on CIFAR-10's test images), {target:.1%} of the
+multiply-adds removed in three ways, then {epochs} epochs of the same fine-tuning (SGD, learning rate 0.01,
+cosine, batch 128, bf16), seed {seed}: one seed, so differences of a few tenths say nothing. Ours by
+magnitude; Torch-Pruning as above, in 400 steps. `python -m benchmarks.streams --data <folder>` measures this.
+
+{table}
+"""
+NAMES = {"off": "`coupled=False`", "on": "`coupled=True`", "torch_pruning": "Torch-Pruning, group norm"}
 
 
-def write(content: dict[str, Any], page: Path = PAGE) -> None:
-    """Write the page."""
-    page.write_text(render(content), encoding="utf-8")
+def write(results: Path, page: Path = PAGE) -> None:
+    """Write the page from the files zoo.json and streams.json (which may be missing) in a folder."""
+    page.write_text(render(results), encoding="utf-8")
 
 
-def render(content: dict[str, Any]) -> str:
+def render(results: Path) -> str:
     """Return the page's text."""
+    streams = results / "streams.json"
+    return zoo(read_json(results / "zoo.json")) + (real(read_json(streams)) if streams.is_file() else "")
+
+
+def zoo(content: dict[str, Any]) -> str:
+    """Return the part on networks with random weights."""
     rows: list[Row] = content["rows"]
     dates = sorted({row["date"] for row in rows})
     packages = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
@@ -68,6 +90,19 @@ def render(content: dict[str, Any]) -> str:
         table=table(rows),
         reasons=reasons(rows),
     )
+
+
+def real(content: dict[str, Any]) -> str:
+    """Return the part on real data."""
+    settings = content["settings"]
+    head = ["way", "multiply-adds", "parameters", "after the cut", "fine-tuned", "difference"]
+    lines = [head, ["---"] * len(head)]
+    for row in content["rows"]:
+        shares = (f"-{row[key]:.1%}" for key in ("reached", "parameters"))
+        scores = (f"{row[key]:.2f} %" for key in ("cut_accuracy", "accuracy"))
+        lines.append([NAMES[row["method"]], *shares, *scores, f"{row['difference']:.0e}"])
+    dense = content["dense_accuracy"]
+    return STREAMS.format(**settings, dense=dense, table=_lines(lines))
 
 
 def exact(row: Row) -> bool:
@@ -107,7 +142,10 @@ def counts(rows: list[Row]) -> str:
     )
     networks = _grouped(rows, "network").values()
     longest = max(row.get("cpu_seconds", 0) for row in rows if row["way"] in OURS)
-    return f"{said}; the longest of {len(networks)} networks takes {longest:.0f} s. Beside them, {theirs}."
+    bold = (
+        f"**{said}; the longest of {len(networks)} networks takes {longest:.0f} s.** Beside them, {theirs}."
+    )
+    return textwrap.fill(bold, 108)
 
 
 def table(rows: list[Row]) -> str:
@@ -130,7 +168,7 @@ def table(rows: list[Row]) -> str:
             *(_rival(by.get((RIVAL, target))) for target in (0.3, 0.5)),
             _seconds(row for row in found if row["way"] == RIVAL),
         ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _lines(lines)
 
 
 def reasons(rows: list[Row]) -> str:
@@ -157,6 +195,10 @@ def reasons(rows: list[Row]) -> str:
         if items:
             parts.append("\n".join([f"## {title}", "", *items]))
     return "\n\n".join(parts)
+
+
+def _lines(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _key(row: Row) -> str:
