@@ -21,6 +21,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -196,13 +197,20 @@ def _cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def in_process(network: Network, way: str, target: float, limit: float) -> dict[str, Any]:
-    """Measure one case in a process of its own; what ends it otherwise is its outcome."""
+def in_process(network: Network, way: str, target: float, limit: int) -> dict[str, Any]:
+    """Measure one case in a process of its own; what ends it otherwise is its outcome.
+
+    limit: seconds of processor time; of time on the clock, which other work stretches, ten times as many.
+    """
     command = [sys.executable, "-m", "benchmarks.zoo", "--case", network.name, way, str(target)]
+    limited = partial(resource.setrlimit, resource.RLIMIT_CPU, (limit, limit + 5))
+    late = {"outcome": "no end", "message": f"no end after {limit} s of processor time"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * limit, preexec_fn=limited)
     except subprocess.TimeoutExpired:
-        return {"outcome": "no end", "message": f"no end after {limit:.0f} s"}
+        return late
+    if done.returncode == -signal.SIGXCPU:
+        return late
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
         return {"outcome": "failed", "message": lines[-1][:300]}
@@ -249,7 +257,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="networks; all by default")
     parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY", help="off, on, torch_pruning")
     parser.add_argument("--again", action="store_true", help="measure also what is in the JSON")
-    parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="for one case: 600")
+    parser.add_argument(
+        "--limit", type=int, default=240, metavar="N", help="processor seconds of a case: 240"
+    )
     parser.add_argument("--json", type=Path, default=timing.RESULTS / "zoo.json", metavar="FILE")
     parser.add_argument("--render", action="store_true", help="write docs/zoo.md and measure nothing")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
