@@ -17,13 +17,10 @@ import argparse
 import copy
 import hashlib
 import inspect
-import json
-import os
+import multiprocessing
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from collections import Counter
@@ -31,10 +28,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch_pruning as tp
 import torchvision
 from torch import Tensor, nn
 
@@ -73,7 +72,7 @@ class Network:
         torch.manual_seed(0)
         arguments = dict(self.arguments)
         if self.library == "timm":
-            import timm
+            import timm  # Torch-Pruning has imported it already, if it is there
 
             model = timm.create_model(self.name, pretrained=False, **arguments)
         else:
@@ -152,8 +151,6 @@ def by_torch_pruning(
     Its settings are those of its own ResNet-56 script, and the floor of ours. It is told which layer
     classifies and how many heads each nn.MultiheadAttention has; nothing else is known of the network.
     """
-    import torch_pruning as tp
-
     pruner = tp.pruner.GroupNormPruner(
         model, example, importance=tp.importance.GroupMagnitudeImportance(p=2), global_pruning=True,
         pruning_ratio=1.0, max_pruning_ratio=1 - FLOOR, iterative_steps=most_steps,
@@ -202,20 +199,34 @@ def in_process(network: Network, way: str, target: float, limit: int) -> dict[st
 
     limit: seconds of processor time; of time on the clock, which other work stretches, ten times as many.
     """
-    command = [sys.executable, "-m", "benchmarks.zoo", "--case", network.name, way, str(target)]
-    limited = partial(resource.setrlimit, resource.RLIMIT_CPU, (limit, limit + 5))
-    late = {"outcome": "no end", "message": f"no end after {limit} s of processor time"}
+    fork = multiprocessing.get_context("fork")  # nothing has to be imported again
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=_send, args=(sender, limit, network, way, target))
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * limit, preexec_fn=limited)
-    except subprocess.TimeoutExpired:
-        return late
-    if done.returncode == -signal.SIGXCPU:
-        return late
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-        return {"outcome": "failed", "message": lines[-1][:300]}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
+        if receiver.poll(10 * limit):
+            row: dict[str, Any] = receiver.recv()
+            return row
+    except EOFError:
+        process.join()
+        if process.exitcode != -signal.SIGXCPU:
+            return {"outcome": "failed", "message": f"the process ended with {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+    return {"outcome": "no end", "message": f"no end after {limit} s of processor time"}
+
+
+def _send(sender: Connection, limit: int, network: Network, way: str, target: float) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    warnings.simplefilter("ignore")
+    try:
+        row = case(network, way, target)
+    except Exception as problem:  # whatever either library raises
+        line = str(problem).strip().partition("\n")[0][:200]
+        row = {"outcome": "failed", "message": f"{type(problem).__name__}: {line}"}
+    sender.send(row)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -251,7 +262,7 @@ def _code() -> str:
 
 
 def main() -> None:
-    """Measure, or measure one case, or render."""
+    """Measure, or render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     names = [network.name for network in NETWORKS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="networks; all by default")
@@ -262,16 +273,11 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, default=timing.RESULTS / "zoo.json", metavar="FILE")
     parser.add_argument("--render", action="store_true", help="write docs/zoo.md and measure nothing")
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.case:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        warnings.simplefilter("ignore")
-        name, way, target = options.case
-        print(json.dumps(case(NETWORKS[names.index(name)], way, float(target))))
-    elif options.render:
+    if options.render:
         zoo_page.write(timing.RESULTS)
     else:
+        torch.set_num_threads(1)
         measure(options)
 
 
