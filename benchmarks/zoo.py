@@ -49,6 +49,7 @@ Result = tuple[nn.Module, dict[str, Any]]  # the pruned network, and what the li
 FLOOR = 0.1  # the share of its channels that every layer keeps, in both libraries
 STEPS = 50  # of Torch-Pruning's pruner, two per cent of the channels each
 CLASSES = 1000
+MEMORY = 8 << 30  # bytes that a case may take
 PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "lpslim")
 
 
@@ -220,6 +221,7 @@ def in_process(network: Network, way: str, target: float, limit: int) -> dict[st
 
 def _send(sender: Connection, limit: int, network: Network, way: str, target: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     try:
         row = case(network, way, target)

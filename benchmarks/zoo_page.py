@@ -38,8 +38,7 @@ pruned to 30 and 50 % fewer multiply-adds by `lpslim.prune(model, example, targe
   {moved:.1g} or more.
 - **Cut**: layers that lost outputs at the target of 0.3, `coupled` off and on, and all convolutions and
   linear layers.
-- **Left alone**: layers that the check kept whole in these two, each with its reason in
-  `Pruned.left_alone`.
+- **Left alone**: layers that kept their width in these two for a reason that `Pruned.left_alone` names.
 - **Seconds**: of processor time on one core, the longest of the row's cases, without building the network
   and without this comparison. The machine ran other work, so wall time would say little.
 - **Torch-Pruning**: `GroupNormPruner`, group magnitude, global, 2 % of the channels a step until the
@@ -177,10 +176,10 @@ def reasons(rows: list[Row]) -> str:
         "Refused, or not ended": {
             _key(r): r.get("message", "") for r in rows if r["way"] in OURS and "message" in r
         },
-        "Left alone: the most frequent reason": {
-            row["network"]: f"{row['reason']} ({row['reason_layers']} of {row['left_alone']} layers)"
+        "Left alone at 0.3: the most frequent reason": {
+            f"{row['network']} {row['way']} ({row['reason_layers']} of {row['left_alone']})": row["reason"]
             for row in rows
-            if row["way"] in OURS and row.get("left_alone")
+            if row["way"] in OURS and row["target"] == 0.3 and row.get("left_alone")
         },
         "Torch-Pruning: no result": {
             _key(r): r["message"] for r in rows if r["way"] == RIVAL and "message" in r

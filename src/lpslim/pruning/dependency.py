@@ -31,7 +31,8 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
     """Dependency graph of a network, traced on an example.
 
     ``unclear``: operations whose channels cannot be followed. ``padded``: those that pad channels with zeros,
-    which have to stay where they are. UserError if Torch-Pruning cannot follow the network at all.
+    which have to stay where they are. ``widest``: the most inputs or outputs of any layer. UserError if
+    Torch-Pruning cannot follow the network at all.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
@@ -40,6 +41,7 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
         self.names: dict[Any, str] = {part: name for name, part in (self.modules | self.parameters).items()}
         self.module2node: dict[Any, Any] = {}
         self.linked, self.unclear, self.padded = False, set[Any](), set[Any]()
+        self.widest = max((size for p in model.parameters() for size in p.shape), default=0)
         # the trace follows gradients: it would not see what is frozen
         with eval_mode(model), all_trainable(model), torch.enable_grad(), warnings.catch_warnings():
             for notice in ("Unwrapped parameters", "Maximum recursive depth"):  # what is unclear stays whole
@@ -145,6 +147,9 @@ class Walk:
                 mapped = self._mapped(found, edge) if edge.is_triggered_by(cut) else []
                 if not mapped or not self._takes(layers[0], edge, max(index.idx for index in mapped)):
                     continue
+                if len(mapped) > traced.widest:  # in windows or patches they would multiply without end
+                    where = f"its channels pass {edge.target.name}"
+                    raise UserError(f"layer {layers[0]!r}: {where}, where they cannot be told from positions")
                 known, new = self.reached.setdefault(target, {}), []
                 for index in mapped:
                     if index.idx in known:
