@@ -188,3 +188,20 @@ def test_a_network_that_does_not_train_is_compared_in_evaluation_alone():
     pruned = lpslim.prune(Net(function, a=conv(3, 8), f=fc(8, 4)).double().eval(), IMAGE, ratio=0.5)
     assert pruned.checked == ("evaluation",)
     assert "compared in evaluation mode alone" in str(pruned)
+
+
+def test_channels_in_windows_are_left_alone_before_they_multiply() -> None:
+    """Walked on, a stream that is cut in windows again and again takes gigabytes."""
+    sizes = {
+        "patch_size": [4, 4],
+        "embed_dim": 12,
+        "depths": [2, 2],
+        "num_heads": [2, 2],
+        "window_size": [2, 2],
+    }
+    model = torchvision.models.SwinTransformer(**sizes, num_classes=4).double().eval()
+    image = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
+    found = lpslim.prune(model, image, ratio=0.3, coupled=True)
+    assert any("cannot be told from positions" in reason for reason in found.left_alone.values())
+    assert len(found.kept["features.1.0.mlp.0"]) < 48
+    assert found.checked == ("evaluation", "training")
