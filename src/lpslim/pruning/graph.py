@@ -20,7 +20,7 @@ from lpslim.pruning.units import (
     Units,
     is_depthwise,
     width_of,
-)  # fmt: skip
+)
 
 REMEDY = (
     "take weight_norm, spectral_norm, parametrisations or masks off first (remove_parametrizations, "
