@@ -69,6 +69,7 @@ def test_scores_hang_beside_the_trunk():
         ({"p": 2.0}, "sparsify"), ({"M": None}, "sparsify"), ({"regularizer__form": "norm"}, "sparsify"),
         ({"regularizer__name": "bn_l1"}, "sparsify"), ({"criterion__name": "fpgm"}, "score"),
         ({"criterion__weights": "W"}, "score"), ({"protected": ["features.0"]}, "score"),
+        ({"coupled": True}, "score"), ({"coupled": True, "coupled_floor": 0.3}, "score"),
         ({"criterion__score_norm": "raw"}, "prune"), ({"adjust": 0.5}, "prune"), ({"ratio": 0.6}, "prune"),
         ({"model__floor": 0.3}, "prune"), ({"target_flops": 0.5}, "prune"), ({"target_params": 0.5}, "prune"),
         ({"round_to": 8}, "prune"), ({"finetune__epochs": 7}, "finetune"),
@@ -80,6 +81,11 @@ def test_a_setting_changes_the_stages_from_its_own_on_and_the_seed_no_group(sett
     later = set(stages[stages.index(first) :])
     assert changed(planned(), other) == later
     assert changed(planned(), other, "group") == (set() if "seed" in settings else later)
+
+
+def test_the_floor_of_coupled_units_counts_where_there_are_such():
+    assert not changed(planned(), planned(coupled_floor=0.3))
+    assert changed(planned(coupled=True), planned(coupled=True, coupled_floor=0.3)) == {"prune", "finetune"}
 
 
 def test_ignored_settings_change_no_key():
