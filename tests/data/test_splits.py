@@ -9,6 +9,7 @@ from lpslim.data.datasets.imagefolder import StreamedSplit
 from lpslim.data.images import TensorSplit
 from lpslim.data.splits import Share, hold_out
 from lpslim.data.tokens import pack
+from lpslim.models import encoders
 from tests.data.making import noise, refusal, write_image
 
 sizes, worlds = st.integers(1, 40), st.integers(1, 5)
@@ -43,7 +44,8 @@ def images(count):
 
 def texts(count):
     ids = [[5 + i] * (1 + i * 7 % 5) for i in range(count)]
-    return pack({"input_ids": ids, "token_type_ids": [[0] * len(text) for text in ids]}, torch.arange(count))
+    encoded = {"input_ids": ids, "token_type_ids": [[0] * len(text) for text in ids]}
+    return pack(encoded, torch.arange(count), encoders.tokenizer("tiny"))
 
 
 def unpadded(inputs):

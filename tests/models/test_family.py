@@ -67,6 +67,8 @@ def test_torchvisions_networks_take_three_channels():
 def test_transformers_and_torchvision_are_imported_only_by_networks_that_need_them():
     code = """
 import sys
+
+sys.modules["timm"] = None  # Torch-Pruning imports it, and with it torchvision, where it is installed
 from lpslim.models import encoders, storage
 storage.dense("vgg", "vgg_small", (1, 8, 8), 10).build()
 assert len(encoders.WORDS) == 54
