@@ -144,7 +144,9 @@ def counts(rows: list[Row]) -> str:
     bold = (
         f"**{said}; the longest of {len(networks)} networks takes {longest:.0f} s.** Beside them, {theirs}."
     )
-    return textwrap.fill(bold, 108)
+    cases = len(networks) * len((*OURS, RIVAL)) * len({row["target"] for row in rows})
+    missing = f" {len(rows)} of {cases} cases are measured so far; cells of the others are blank."
+    return textwrap.fill(bold + missing * (len(rows) < cases), 108)
 
 
 def table(rows: list[Row]) -> str:
