@@ -133,6 +133,7 @@ class Pair(NamedTuple):
     """
 
     ours: Group
+    theirs: Group
     name: str
     difference: Interval | None
     verdict: str
@@ -170,7 +171,7 @@ def _pair(ours: Group, name: str, other: Group, protocol: str) -> Pair:
         {run.seed: run.accuracy["finetune"][protocol] for run in group.runs} for group in (ours, other)
     )
     if not first.keys() & second.keys():
-        return Pair(ours, name, None, other.failure or "no seed in common")
+        return Pair(ours, other, name, None, other.failure or "no seed in common")
     found = paired_difference(first, second)
     word = "inside the noise" if found.has_zero else f"Lp {'better' if found.mean > 0 else 'worse'}"
-    return Pair(ours, name, found, "one seed: no interval" if found.low is None else word)
+    return Pair(ours, other, name, found, "one seed: no interval" if found.low is None else word)

@@ -37,14 +37,17 @@ def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
 def pair_line(pair: Pair) -> Line:
     """Return a line on the paper's method and another one."""
     ours, found = pair.ours.first, pair.difference
+    epochs = (run.epochs for run in (ours, pair.theirs.first))
+    lengths = [count.get("sparsify", 0) + count.get("finetune", 0) for count in epochs]
+    longer = f"; Lp trained {lengths[0] - lengths[1]} epochs longer" * (lengths[0] > lengths[1])
     numbers = (found.mean, found.low, found.high, str(found.n)) if found else (None,) * 4
     return {
         "Network": f"{ours.config['model']['name']} on {ours.data.name}",
         "Budget": budget(ours),
-        "Fine-tune": f"{ours.epochs['finetune']} epochs",
+        "Epochs, Lp and it": "{} and {}".format(*lengths),
         "Against": pair.name,
         **dict(zip(("Lp minus it (points)", "95 % from", "to", "n"), numbers, strict=True)),
-        "Verdict": pair.verdict,
+        "Verdict": pair.verdict + longer,
     }
 
 

@@ -147,8 +147,9 @@ def test_the_papers_method_stands_beside_every_other_one_in_page_file_and_findin
     row = rows["no ADMM"]  # differences of 0, 0 and -3: a deviation of 3 ** 0.5, so an error of 1
     numbers = [float(row[head]) for head in ("Lp minus it (points)", "95 % from", "to")]
     assert numbers == pytest.approx([-1, -1 - 4.3027, -1 + 4.3027], abs=1e-4)
-    assert (row["n"], row["Verdict"], row["Budget"]) == ("3", "inside the noise", "ratio=0.5")
-    assert re.search(r"\| no ADMM .*\| -1.00 .*\| -5.30 .*\| \+3.30 .*\| inside the noise +\|", page)
+    verdict = "inside the noise; Lp trained 2 epochs longer"
+    assert (row["n"], row["Verdict"], row["Budget"]) == ("3", verdict, "ratio=0.5")
+    assert re.search(rf"\| no ADMM .*\| -1.00 .*\| -5.30 .*\| \+3.30 .*\| {verdict} +\|", page)
     parts = dict(part.split("\n", 1) for part in pages[1].read_text().split("### ")[1:])
     assert "-5.30" in parts["The same selection without the ADMM"]
     assert "Nothing has been measured" in parts["The ADMM with an L1 penalty"]

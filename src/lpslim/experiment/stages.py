@@ -67,9 +67,8 @@ class Run:
         """Track the measurements of an epoch, and of the outer iterations that ended in it."""
         if self.trackers:
             self.trackers.log(stage, row, by="epoch")
-            for outer in convergence:
-                if row["epoch"] - 1 < outer["epoch"] <= row["epoch"]:
-                    self.trackers.log("admm", outer, by="iteration")
+            for outer in (outer for outer in convergence if 0 <= row["epoch"] - outer["epoch"] < 1):
+                self.trackers.log("admm", outer, by="iteration")
 
     def regularizer(self, model: nn.Module) -> Regularizer:
         """Return the regulariser of a network, given what it asks for of ``keys.LATE``."""

@@ -21,9 +21,7 @@ from lpslim.base.modules import Example, call, eval_mode, example_input
 from lpslim.models import storage
 
 OPSET = 17  # left open, the file would depend on torch's version
-TOLERANCE = (
-    1e-4  # of the largest output: sums in another order differ by some 1e-6, a wrong graph by far more
-)
+TOLERANCE = 1e-4  # of the largest output: sums in another order differ by 1e-6, a wrong graph by far more
 ROUNDINGS = 32  # the same in half precision, in units of its rounding
 
 

@@ -1,6 +1,6 @@
 """Budgets: the amount to remove, and the units of a network that can go to meet it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
@@ -89,3 +89,18 @@ def removed_share(target_params: float, dense: int) -> float:
     if target_params >= dense:
         raise UserError(f"target_params={target_params:g}: must be below the {dense} of the dense network")
     return 1 - target_params / dense
+
+
+def only(budgets: Mapping[str, float | None], counts: bool = False) -> tuple[str, float]:
+    """Return the one budget that is given; UserError if there is not one, or if it is no share.
+
+    counts: ``target_params`` may also be the number of parameters to be left.
+    """
+    given = [(key, value) for key, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        names = ", ".join(key for key, _ in given)
+        raise UserError(f"give one of {', '.join(budgets)}, got {names or 'none'}")
+    ((key, value),) = given
+    if not (0 < value < 1 or (counts and key == "target_params" and value >= 1)):
+        raise UserError(f"{key}={value}: must be above 0 and below 1")
+    return key, value

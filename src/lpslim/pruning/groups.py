@@ -12,14 +12,11 @@ from lpslim.base.errors import UserError
 from lpslim.base.modules import Example, call
 from lpslim.pruning.budget import Candidates
 from lpslim.pruning.check import Comparison
-from lpslim.pruning.graph import Graph
 from lpslim.pruning.units import CONVOLUTIONS, Units
 from lpslim.sparsity.channels import Slice
 
 Owners = dict[tuple[str, bool, int], dict[int, int]]  # (name, reads, axis) of a cut -> its index -> the unit
-REASON = (
-    "its channels are not zero where all that produces them is zero: the activation makes something of it"
-)
+REASON = "its channels are not zero where all that produces them is: the activation makes something of it"
 
 
 def find(
@@ -31,39 +28,26 @@ def find(
     of all units at zero, what reads them must read zero on random inputs, in evaluation mode. UserError if no
     layer is left.
     """
-    owners = _owners(model, example, candidates.units)
+    owners = _owners(candidates.units)
     loud = _loud(model, example, candidates.units, owners)
     if len(loud) == len(candidates.units):
         raise UserError(f"no layer can be silenced: {REASON}")
     if loud:
         candidates = candidates.without(list(loud))
-        owners = _owners(model, example, candidates.units)
+        owners = _owners(candidates.units)
     return candidates, _slices(model, owners), loud
 
 
-def _owners(model: nn.Module, example: Example, units: Sequence[Units]) -> Owners:
-    """Return which unit each index of a cut belongs to.
-
-    A traced unit is found by its bits: the b-th walk removes the units whose number has bit b. Of heads and
-    neurons, which a family lays out and which are scored by what reads them too, the channels lie in order.
-    """
-    firsts = dict(zip((unit.layer for unit in units), _firsts(units), strict=True))
-    traced = [unit for unit in units if not {name for name, _ in unit.scored_by} & {*unit.consumers}]
-    codes: dict[tuple[str, tuple[str, bool, int]], dict[int, int]] = {}
-    graph = Graph(model, example) if traced else None
-    for bit in range(max((unit.size for unit in traced), default=0).bit_length()):
-        kept = {unit.layer: [i for i in range(unit.size) if not (i + 1) >> bit & 1] for unit in traced}
-        assert graph
-        for layer, cuts in graph.cuts({layer: left for layer, left in kept.items() if left}).items():
-            for cut in cuts:
-                known = codes.setdefault((layer, (cut.name, cut.reads, cut.axis)), {})
-                known.update({index: known.get(index, 0) | 1 << bit for index in cut.indices})
+def _owners(units: Sequence[Units]) -> Owners:
+    """Return which unit each index of a cut belongs to; of heads and neurons the channels lie in order."""
     owners: Owners = {}
-    for (layer, place), known in codes.items():
-        owners.setdefault(place, {}).update({i: firsts[layer] + code - 1 for i, code in known.items()})
-    for unit in units:
-        own = {i: firsts[unit.layer] + i // unit.head_dim for i in range(unit.size * unit.head_dim)}
-        for reads, names in ((False, unit.producers), (True, unit.consumers)) if unit not in traced else ():
+    for unit, first in zip(units, _firsts(units), strict=True):
+        for cut in unit.cuts:
+            rows = enumerate(unit.rows(cut), first)
+            own = {index: number for number, row in rows for index in row}
+            owners.setdefault((cut.name, cut.reads, cut.axis), {}).update(own)
+        own = {i: first + i // unit.head_dim for i in range(unit.size * unit.head_dim)}
+        for reads, names in ((False, unit.producers), (True, unit.consumers)) if not unit.cuts else ():
             owners |= {(name, reads, 0): own for name in names}
     return owners
 

@@ -11,7 +11,7 @@ from lpslim.base.errors import UserError
 from lpslim.base.modules import Example, eval_mode
 from lpslim.pruning import check as exactness
 from lpslim.pruning import criteria
-from lpslim.pruning.budget import Budget, Candidates, candidates
+from lpslim.pruning.budget import Budget, Candidates, candidates, only
 from lpslim.pruning.cost import Cost, count
 from lpslim.pruning.dependency import apply
 from lpslim.pruning.selection import COUPLED_FLOOR, SCORE_NORMS, Kept, of_units
@@ -94,7 +94,7 @@ def prune(
         raise UserError(f"{given}: must be in [0, 1), and round_to 1 or more")
     if score_norm not in SCORE_NORMS:
         raise UserError(f"score_norm={score_norm}: must be one of {', '.join(SCORE_NORMS)}")
-    key, value = _only({"target_flops": target_flops, "target_params": target_params, "ratio": ratio})
+    key, value = only({"target_flops": target_flops, "target_params": target_params, "ratio": ratio})
     smaller, budget = _copied(model), Budget(**{key: value}, round_to=round_to)
     with eval_mode(smaller):
         survey = exactness.survey(smaller, example, protected, check=check, coupled=coupled)
@@ -147,17 +147,6 @@ def _remaining(units: Sequence[Units], left: Mapping[str, str]) -> list[Units]:
         why = "all are protected, added, concatenated, tied, outputs or left alone"
         raise UserError(f"no layer can lose channels: {why}{reasons}")
     return remaining
-
-
-def _only(budgets: Mapping[str, float | None]) -> tuple[str, float]:
-    """Return the one budget that is given; UserError if there is not one, or if it is no share."""
-    given = [(key, value) for key, value in budgets.items() if value is not None]
-    if len(given) != 1:
-        names = ", ".join(key for key, _ in given)
-        raise UserError(f"give one of {', '.join(budgets)}, got {names or 'none'}")
-    if not 0 < given[0][1] < 1:
-        raise UserError(f"{given[0][0]}={given[0][1]}: must be above 0 and below 1")
-    return given[0]
 
 
 def _copied(model: nn.Module) -> nn.Module:

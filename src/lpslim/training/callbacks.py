@@ -124,9 +124,7 @@ class ChannelADMM(Regularizer):
             raise UserError(f"rho={rho}, growth={growth}, ramp={ramp}: must be above 0, 1 or more, in [0, 1]")
         self.model, self.example, self.epochs, self.measure = model, example, epochs, measure
         given = {"target_flops": target_flops, "target_params": target_params, "ratio": ratio}
-        self.goal = {key: value for key, value in given.items() if value is not None}
-        if len(self.goal) != 1:
-            raise UserError(f"give one of {', '.join(given)}, got {', '.join(self.goal) or 'none'}")
+        self.goal = dict([budget.only(given, counts=True)])
         self.budget = Budget(**self.goal, round_to=round_to)
         self.left: dict[str, str] = {}
         if candidates is None:

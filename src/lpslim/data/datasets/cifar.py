@@ -15,9 +15,7 @@ from lpslim.data.images import folder_data, image_data
 from lpslim.data.splits import Data
 
 KINDS = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}
-REPLACED = (
-    "FROM_JPEG.txt"  # in a folder of lossless images: names those that come from a JPEG copy, a line each
-)
+REPLACED = "FROM_JPEG.txt"  # beside lossless images: names those that come from a JPEG copy, a line each
 
 
 def load(settings: Any, cache: Path) -> Data:
