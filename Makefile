@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 test: setup  ## all tests, with the share of src/lpslim that they run (SLOW=1: also those that take minutes)
-	$(BIN)/python -m pytest --cov $(if $(SLOW),--slow)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov $(if $(SLOW),--slow)
 
 check: setup  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -144,6 +144,7 @@ def test_an_encoder_of_texts_goes_the_same_way(run):
     assert left.pruned.params == pytest.approx(50_000, abs=0.003 * left.dense.params)
 
 
+@pytest.mark.slow
 def test_magnitude_beats_random_channels_at_the_same_widths(run):
     """Mean over 5 seeds of the test accuracy after one epoch of fine-tuning."""
     words = ("baseline.epochs=4", "target_flops=0.6", "equal_epochs=false")

@@ -39,7 +39,7 @@ def few(values, more):
     return [*values, *(pytest.param(value, marks=pytest.mark.slow) for value in more)]
 
 
-@pytest.mark.parametrize("seed", few(range(3), range(3, 25)))
+@pytest.mark.parametrize("seed", few(range(1), range(1, 25)))
 def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(tmp_path, undisturbed, seed):
     expected, seconds, _ = undisturbed
     victim = begin(*places(tmp_path), BUDGET)
@@ -49,8 +49,8 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(tmp_path, un
     goes_on(tmp_path, expected)
 
 
-# a checkpoint, the run's folder, the record
-@pytest.mark.parametrize("share", few([0.15, 0.97, 0.999], [i / 40 for i in range(40)]))
+# a checkpoint, the record
+@pytest.mark.parametrize("share", few([0.15, 0.999], [i / 40 for i in range(40)]))
 def test_a_run_killed_in_a_write(tmp_path, undisturbed, share):
     moment = int(share * undisturbed[2])
     assert ended(begin(*places(tmp_path), BUDGET, at_write=moment)) == KILLED
@@ -64,14 +64,14 @@ def test_a_run_killed_again_and_again_ends_at_last(tmp_path, undisturbed):
     goes_on(tmp_path, expected)
 
 
-def test_eight_at_once_compute_each_stage_once(tmp_path):
-    ratios = [round(0.1 * i, 1) for i in range(1, 8)]
+def test_four_at_once_compute_each_stage_once(tmp_path):
+    ratios = [0.2, 0.5, 0.7]
     together = [begin(*places(tmp_path), f"ratio={ratio}") for ratio in (*ratios, 0.7)]  # two are the same
-    assert [ended(process) for process in together] == [0] * 8
+    assert [ended(process) for process in together] == [0] * 4
     records = facts(tmp_path)
     assert sorted(record["config"]["ratio"] for record in records) == ratios
     assert len({record["stages"]["sparsify"] for record in records}) == 1
     logs = "".join(path.read_text() for path in (tmp_path / "outputs" / "runs").rglob("run.log"))
     trained = {stage: logs.count(f"{stage} epoch 1/1: ") for stage in ("baseline", "sparsify", "finetune")}
-    assert trained == {"baseline": 1, "sparsify": 1, "finetune": 7}
+    assert trained == {"baseline": 1, "sparsify": 1, "finetune": 3}
     assert "waiting for another process" in logs

@@ -90,7 +90,6 @@ def test_its_options_and_its_source_are_in_the_keys_of_its_stage_and_those_after
             ["regularizer=toy_lasso", "~regularizer.options.strength"],
             "regularizer.options.strength: must be given",
         ),
-        (["model.name=plain9"], "model.name=plain9: must be one of plain2, plain3"),
     ],
 )
 def test_what_a_plugin_does_not_know_is_refused(words, said, installed, tmp_path):

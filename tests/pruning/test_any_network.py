@@ -1,7 +1,9 @@
 """Networks of one's own: pruned exactly, or left alone or refused with the reason. Nothing in between."""
 
 import copy
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -332,6 +334,22 @@ def test_refused(build, message):
     model = build()
     with pytest.raises(UserError, match=message):
         lpslim.prune(model, IMAGE, ratio=0.5)
+
+
+@pytest.mark.parametrize(("copies", "dtype"), [(1, torch.float64), (0.5, torch.float32)])
+def test_copies_that_fit_into_memory_are_compared_and_others_refused(copies, dtype, monkeypatch):
+    net = between(nn.Identity())
+    size = sum(p.numel() for p in net.parameters())
+
+    def have(free):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+
+    have(copies * 3 * 8 * size)
+    assert Comparison(net, IMAGE).tolerance == torch.finfo(dtype).eps ** 0.5
+    have(3 * 4 * size - 1)
+    with pytest.raises(UserError, match=rf"Net: of its {size:,} parameters, 3 copies .* check=False skips"):
+        lpslim.prune(net, IMAGE, ratio=0.5)
+    assert lpslim.prune(net, IMAGE, ratio=0.5, check=False).checked == ()
 
 
 def test_a_network_that_was_pruned_twice_needs_the_first_result(tmp_path):

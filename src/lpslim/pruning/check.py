@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -24,6 +25,7 @@ from lpslim.pruning.graph import REMEDY, Graph
 from lpslim.pruning.units import CONVOLUTIONS, Cut, Units
 
 PATIENCE = 5.0  # seconds before a progress bar appears
+COPIES = 3  # of the network, at a time: as it is, silenced, and smaller
 
 
 class Survey(NamedTuple):
@@ -63,19 +65,20 @@ def survey(
 class Comparison:
     """A network with what it takes to compare smaller copies of it.
 
-    UserError if its outputs on the example are not numbers, so that nothing can be compared.
+    UserError if its outputs on the example are not numbers, so that nothing can be compared, or if its
+    copies do not fit into memory.
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        for dtype in (torch.float64, own):
+        dtypes = _precisions(model)
+        for dtype in dtypes:
             whole = _unsilenced(copied(model).to(dtype)).eval()
             first = _map(example, functools.partial(_cast, dtype=dtype))
             try:
                 outputs = _run(whole, first)
                 break
             except Exception:  # it computes in a precision of its own
-                if dtype == own:
+                if dtype == dtypes[-1]:
                     raise
         self.whole, self.tolerance = whole, torch.finfo(dtype).eps ** 0.5
         self.runs: list[tuple[str, Example]] = [("evaluation", first)] if _comparable(outputs) else []
@@ -145,6 +148,20 @@ def copied(model: nn.Module) -> nn.Module:
     except RuntimeError as problem:
         name, reason = type(model).__name__, str(problem).partition(".")[0]
         raise UserError(f"{name}: cannot be copied ({reason}): {REMEDY}") from problem
+
+
+def _precisions(model: nn.Module) -> list[torch.dtype]:
+    """Return float64 and a network's own precision, if its copies fit into memory; UserError if none do."""
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    own, size = (weights[0].dtype if weights else torch.float32), sum(p.numel() for p in weights)
+    on_gpu = bool(weights) and weights[0].is_cuda
+    free = torch.cuda.mem_get_info(weights[0].device)[0] if on_gpu else psutil.virtual_memory().available
+    fitting = [dtype for dtype in (torch.float64, own) if COPIES * size * dtype.itemsize <= free]
+    if not fitting:
+        needed = f"{COPIES} copies to compare take {COPIES * size * own.itemsize / 1e9:.1f} GB"
+        reason = f"{needed}, and {free / 1e9:.1f} GB are free; check=False skips this"
+        raise UserError(f"{type(model).__name__}: of its {size:,} parameters, {reason}")
+    return fitting
 
 
 @contextmanager
