@@ -17,6 +17,7 @@ from lpslim.experiment.records import Record
 from reproduce import plots, published
 from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
 from reproduce.compare import is_original, roofs
+from reproduce.drops import FIGURE, drops
 from reproduce.names import PROTOCOL, budget, named, scaled, shared
 from reproduce.plots import ADMM, NEAR, PULLED, Series, literal
 from reproduce.published import number
@@ -61,6 +62,9 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
             title = f"{title}, {budget(compared[0].first)}{scaled(compared[0].first)}"
             made[f"comparison_{slug(pair)}"] = figure = _figure(title, 1, height)
             plots.ranking(figure.axes[0], drawn, beside, protocol)
+    if found := drops(shown, protocol):
+        made[FIGURE] = figure = _figure(f"What pruning costs an encoder, {PROTOCOL[protocol]}", 1)
+        plots.drops(figure.axes[0], found)
     return {name: with_legend(figure) for name, figure in made.items()}
 
 

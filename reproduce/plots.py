@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lpslim.experiment.statistics import SPREAD_FROM, interval
 from reproduce.aggregate import Group, grouped
+from reproduce.drops import PUBLISHED, Drops
 from reproduce.names import KINDS, plain, scaled
 from reproduce.published import OURS, Row
 
@@ -156,6 +157,19 @@ def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> No
     note += "; dots: seeds, bar: 95 % interval" * (max(counts) > 1)
     axes.set(xlabel=f"test {drawn[0][0].first.data.metric} (%){note}", ylim=(-0.7, len(lines) - 0.3))
     axes.margins(x=0.08)
+
+
+def drops(axes: Axes, found: Drops) -> None:
+    """Draw the drop of each series by task, published hollow: means, from n = 3 with the deviation."""
+    tasks = list(found[PUBLISHED])
+    for i, (name, by) in enumerate(found.items()):
+        places = [tasks.index(task) + 0.6 * ((i + 0.5) / len(found) - 0.5) for task in by]
+        style = HOLLOW | {"label": name} if name == PUBLISHED else {"label": literal(name), **marks(i - 1)}
+        spreads = [one.sd if one.sd is not None and one.n >= SPREAD_FROM else np.nan for one in by.values()]
+        axes.errorbar(places, [one.mean for one in by.values()], spreads, ms=7, ls="none", **style)
+    axes.axhline(0, color=GREY, lw=1)
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set(xlabel="task (metric)", ylabel="dense minus pruned (points)")
 
 
 def source(row: Row) -> str:

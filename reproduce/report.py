@@ -20,7 +20,7 @@ from lpslim.base import files
 from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
-from reproduce import figures, markup, plots, published
+from reproduce import drops, figures, markup, plots, published
 from reproduce.aggregate import (
     Group,
     best,
@@ -50,7 +50,7 @@ def page(found: Sequence[Record], protocol: str, with_outdated: bool = False) ->
     with matplotlib.style.context([figures.STYLE, STYLE]):
         drawn = figures.figures(shown, protocol)
         compared = [_compared(pair, groups, protocol, drawn) for pair, groups in by_pair(shown).items()]
-        paper = [_paper(table, shown, protocol) for table in TITLES]
+        paper = [_paper(table, shown, protocol, drawn) for table in TITLES]
     environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
     return environment.get_template("report.html").render(
@@ -66,7 +66,7 @@ def page(found: Sequence[Record], protocol: str, with_outdated: bool = False) ->
     )
 
 
-def _paper(table: str, shown: Sequence[Record], protocol: str) -> dict[str, Any]:
+def _paper(table: str, shown: Sequence[Record], protocol: str, drawn: Mapping[str, Figure]) -> dict[str, Any]:
     """Return what the page says of one table of the paper."""
     rows = published.read(table)
     runs: dict[str, list[Record]] = {}
@@ -77,6 +77,9 @@ def _paper(table: str, shown: Sequence[Record], protocol: str) -> dict[str, Any]
     lines: dict[bool, list[Line]] = {True: [], False: []}
     for claim in every:
         lines[claim.row.method == OURS or claim.row.is_dense].append(published_line(claim))
+    figure = _against_flops(table, every, protocol)
+    if table == drops.TABLE and (costs := drawn.get(drops.FIGURE)):
+        figure = svg(costs, "What pruning costs an encoder on each task, published and measured")
     ours = [answer for answer in answers if answer[0].row.experiment]
     return {
         "title": TITLES[table],
@@ -84,7 +87,7 @@ def _paper(table: str, shown: Sequence[Record], protocol: str) -> dict[str, Any]
         "overview": overview_line(TITLES[table], ours),
         "ours": markup.condensed(lines[True]),
         "others": markup.condensed(lines[False]),
-        "figure": _against_flops(table, every, protocol),
+        "figure": figure,
         "measured": any(claim.measured for claim in every),
         "rows": len(ours),
         "missing": [run_command(claim.row.experiment) for claim, *_ in ours if claim.group is None],

@@ -23,6 +23,8 @@ from reproduce.aggregate import (
     with_protocol,
 )
 from reproduce.compare import BAND, BANDS, Claim, Pair, claims, footnote, is_short, pairs
+from reproduce.drops import FIGURE, drops
+from reproduce.drops import lines as drop_lines
 from reproduce.findings import answers, pair_line
 from reproduce.markup import Line, escaped, section
 from reproduce.names import PROTOCOL, named
@@ -122,6 +124,10 @@ def documents(
     blocks = {"README.md": block + "".join(front), "docs/findings.md": answers(compared[:MOST], claimed)}
     lines = [pair_line(pair) for pair in compared]
     pages |= written("measured", measured) | written("paired", lines)
+    if found_drops := drop_lines(drops(shown, protocol)):
+        pages |= written("drops", found_drops)
+        paper.append(page("drops", protocol, table=section(found_drops)))
+        paper += [f"\n![{FIGURE}](figures/{FIGURE}.png)\n"] * (FIGURE in figures)
     parts = {"overview": block, "paper": "".join(paper), "pairs": section(lines[:MOST])}
     pages["README.md"] = page("index", protocol, remarks, **parts)
     pages["README.md"] += "".join(f"\n{part}\n" for part in sections)
