@@ -1,6 +1,7 @@
 """Encoders by name: tokenizers, weights in folders and on the hub, and what is refused."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from lpslim.base.errors import UserError
-from lpslim.models import encoders
+from lpslim.models import encoders, storage
 from lpslim.models import family as families
 from tests.models.test_bert import BERT, KINDS, configuration
 
@@ -56,6 +57,14 @@ def test_an_encoder_in_a_folder_gives_its_weights_and_a_new_head(folder, kind):
     other = BERT.build("any", num_classes=2, configuration=configuration(kind))
     BERT.load_weights(other, "any", place)
     assert torch.equal(other.get_parameter(name), theirs)
+
+
+def test_a_saved_network_names_its_folder_without_the_path_and_needs_it_no_more(folder, tmp_path):
+    described = storage.dense("bert", place := folder(), (3, 16), 2)
+    assert described.name == Path(place).name
+    storage.write(tmp_path / "saved", described.build(), described)
+    Path(place, "config.json").unlink()
+    assert storage.load(tmp_path / "saved").transformer.config.num_labels == 2
 
 
 def test_weights_are_known_by_their_hash_or_revision(folder, tmp_path, monkeypatch):

@@ -139,3 +139,8 @@ def check_writable(folder: Path, key: str) -> None:
             probe.write(b"probe")
     except OSError as problem:
         raise UserError(f"{key}={folder}: cannot be written to ({problem.strerror})") from problem
+
+
+def called(name: str) -> str:
+    """Return what is written of an encoder's name: of a folder its last part, any other name as it is."""
+    return Path(name).name if name.startswith(("/", ".", "~")) else name

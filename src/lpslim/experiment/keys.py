@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lpslim.base import registry
+from lpslim.base import files, registry
 from lpslim.base.errors import UserError
 from lpslim.base.hashing import digest
 from lpslim.data.splits import Data
 from lpslim.experiment.config import Config, declared
-from lpslim.experiment.records import RULE, VERSIONS, called
+from lpslim.experiment.records import RULE, VERSIONS
 from lpslim.models import family as families
 from lpslim.pruning.budget import Budget
 from lpslim.training.callbacks import Regularizer
@@ -152,7 +152,7 @@ def _settings(config: Config, data: Data) -> dict[str, Info]:
     settings: dict[str, Info] = {
         "baseline": {
             "family": _plug_in("models.families", model.family),
-            "model": {"name": called(model.name), **family.arguments(model.name, data.shape)},
+            "model": {"name": files.called(model.name), **family.arguments(model.name, data.shape)},
             "weights": family.weights_identity(model.name, model.weights) if model.weights else None,
             "data": {"fingerprint": data.fingerprint, "shape": list(data.shape), "reading": data.reading},
             "source": registry.source_hash("data.datasets", config.dataset.source),

@@ -217,11 +217,6 @@ def public(config: Config) -> dict[str, Any]:
     del settings["dataset"]["root"], settings["model"]["weights_dir"]
     if config.model.weights:
         settings["model"]["weights"] = Path(config.model.weights).name
-    settings["model"]["name"] = called(config.model.name)
-    settings["dataset"]["tokenizer"] = called(config.dataset.tokenizer)
+    settings["model"]["name"] = files.called(config.model.name)
+    settings["dataset"]["tokenizer"] = files.called(config.dataset.tokenizer)
     return settings
-
-
-def called(name: str) -> str:
-    """Return what keys and records call an encoder: of a folder its last part, any other name as it is."""
-    return Path(name).name if name.startswith(("/", ".", "~")) else name

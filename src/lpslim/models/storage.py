@@ -78,7 +78,7 @@ class Architecture:
 def dense(family: str, name: str, data_shape: tuple[int, ...], num_classes: int) -> Architecture:
     """Return the architecture of an unpruned network for inputs of one shape; UserError if there is none."""
     own = families.get(family).arguments(name, data_shape)
-    return Architecture(family, name, data_shape, {"num_classes": num_classes, **own})
+    return Architecture(family, files.called(name), data_shape, {"num_classes": num_classes, **own})
 
 
 def write(folder: Path, model: nn.Module, architecture: Architecture) -> None:
