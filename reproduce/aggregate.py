@@ -45,6 +45,22 @@ class Group:
         runs = [run.accuracy for run in self.runs]
         return summary([run["baseline"][protocol] - run["finetune"][protocol] for run in runs])
 
+    def training(self) -> Summary:
+        """Return the multiply-adds of all training after the dense network, in 10^12.
+
+        A step takes three passes: forward, and backward to the inputs and to the weights. Sparsify trains
+        the dense network, the fine-tune the pruned one.
+        """
+        stages = (("sparsify", "dense"), ("finetune", "pruned"))
+        return summary(
+            [
+                3e-12
+                * run.data.train
+                * sum(run.epochs.get(s, 0) * getattr(run.cost, of).macs for s, of in stages)
+                for run in self.runs
+            ]
+        )
+
     def cost(self, key: str) -> Summary:
         """Return ``flops_drop`` or ``params_drop`` in percent."""
         return summary([getattr(run.cost, key) for run in self.runs])

@@ -68,6 +68,7 @@ def _measured_line(name: str, group: Group, protocol: str) -> Line:
             "Drop (points)": group.drop(protocol),
             "FLOPs drop (%)": group.cost("flops_drop"),
             "Params drop (%)": group.cost("params_drop"),
+            "Training (10^12)": group.training(),
         }
     epochs = " / ".join(str(group.first.epochs.get(s, "-")) for s in ("baseline", "sparsify", "finetune"))
     return {**line, "n": group.n, "Epochs": epochs, "Data": group.first.data.source}

@@ -34,6 +34,9 @@ def test_means_are_those_of_the_runs():
     assert (drop.mean, drop.sd) == pytest.approx((95.0 - tuned.mean, tuned.sd))
     assert group.accuracy("finetune", "paper").mean == pytest.approx(tuned.mean + 0.2)
     assert (group.cost("flops_drop").mean, group.cost("params_drop").mean) == pytest.approx((60.6, 82.0))
+    dense, pruned = (group.first.cost.dense.macs, 2), (group.first.cost.pruned.macs, 4)  # of an image, epochs
+    passes = 3 * 45_000 * (dense[0] * dense[1] + pruned[0] * pruned[1])
+    assert group.training().mean == pytest.approx(passes / 1e12)
 
 
 def test_what_runs_share_counts_once_and_two_results_of_one_seed_are_refused():
