@@ -38,14 +38,6 @@ PLACES = [key for key, _, metadata in declared(Config()) if is_place(metadata)]
 PLUGIN_KEYS = ("regularizer.options.", "regularizer.penalty_options.")
 SET_BY_METHOD = {"regularizer", "regularizer.name", "regularizer.penalty", "criterion", "criterion.name",
                  "criterion.score_norm", "criterion.layer_budget_from", "retrain", "granularity"}  # fmt: skip
-RENAMED = {  # keys and choices of the last release
-    "selection": "protocol", "structure": "granularity", "criterion.across": "criterion.score_norm",
-    "criterion.widths": "criterion.layer_budget_from", "dataset.store_gb": "dataset.cache_gb",
-    "regularizer=bn_scale": "regularizer=bn_l1", "regularizer.penalty=bn_scale": "regularizer=bn_l1",
-    "regularizer.penalty=none": "regularizer=none", "dataset=grammar": "dataset=toy_text",
-    "trainer.precision=no": "trainer.precision=fp32", "trainer=auto": "trainer=default or trainer=gpu",
-    "hydra/sweeper=optuna": "hydra/sweeper=search",
-}  # fmt: skip
 
 
 def main(words: Sequence[str], conf: Path) -> int:
@@ -83,9 +75,6 @@ def main(words: Sequence[str], conf: Path) -> int:
 
 def compose(words: Sequence[str], conf: Path, swept: bool = False) -> DictConfig:
     """Return the configuration of a command line, Hydra's node included, without keys that are ``swept``."""
-    for word in words:
-        if new := RENAMED.get(word) or RENAMED.get(_key(word)):
-            raise UserError(f"{word}: is now called {new}")
     with explained(words, conf):
         parsed = zip(words, OverridesParser.create().parse_overrides(list(words)), strict=True)
         fixed = [word for word, override in parsed if not (swept and override.is_sweep_override())]

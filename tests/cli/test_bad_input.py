@@ -167,12 +167,6 @@ def test_what_cannot_be_is_refused_in_one_line(words, capsys):
     assert line.startswith(WHOLE[words])
 
 
-@pytest.mark.parametrize("old", cli.RENAMED)
-def test_a_former_name_is_refused_with_the_one_of_today(old, capsys):
-    word = old if "=" in old else f"{old}=1"
-    assert refusal(word, capsys) == [f"{word}: is now called {cli.RENAMED[old]}"]
-
-
 def test_all_faults_are_told_at_once(capsys):
     lines = refusal("p=0.5 M=0 target_flops=0.5 target_params=0.5 finetune.lr=0", capsys)
     assert [line.split("=")[0] for line in lines] == ["p", "M", "finetune.lr", "target_params"]

@@ -57,7 +57,10 @@ def test_numbers_are_those_of_the_records_and_other_settings_have_their_own_line
 def test_what_is_equal_is_said_once_and_of_too_many_lines_the_best_are_shown(results, monkeypatch):
     page = render(results)
     section = page[page.index("### vgg_small on digits") :].split("###")[1]
-    assert re.search(r"\| Method +\| Fine-tuned \(%\) +\| Drop \(points\) +\| Training \(10\^12\) +\| Epochs +\|\n", section)
+    assert re.search(
+        r"\| Method +\| Fine-tuned \(%\) +\| Drop \(points\) +\| Training \(10\^12\) +\| Epochs +\|\n",
+        section,
+    )
     assert "n: 3; Data: scikit-learn, embedded." in section
     assert "diverged (finetune, epoch 3)" in page
     monkeypatch.setattr(tables, "MOST", 2)
