@@ -69,6 +69,7 @@ def test_transformers_and_torchvision_are_imported_only_by_networks_that_need_th
 import sys
 
 sys.modules["timm"] = None  # Torch-Pruning imports it, and with it torchvision, where it is installed
+import lpslim.data.datasets.digits
 from lpslim.models import encoders, storage
 storage.dense("vgg", "vgg_small", (1, 8, 8), 10).build()
 assert len(encoders.WORDS) == 54

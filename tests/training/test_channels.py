@@ -18,7 +18,6 @@ NETWORKS = {
     "vgg_small": ("vgg", (1, 1, 8, 8)),
     "resnet20": ("resnet_cifar", (1, 3, 32, 32)),
     "resnet18": ("torchvision", (1, 3, 32, 32)),
-    "resnet50": ("torchvision", (1, 3, 32, 32)),
     "tiny": ("bert", None),
 }
 
