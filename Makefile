@@ -107,7 +107,7 @@ bench: setup  ## side-by-side measurements: benchmarks/ (an hour)
 	@for script in $(filter-out $(APART:%=benchmarks/%.py),$(sort $(wildcard benchmarks/*.py))); do \
 	echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script || exit 1; done
 
-zoo: setup  ## any network: torchvision's and timm's, measured where results/zoo.json lacks them (hours), and their page
+zoo: setup  ## any network: torchvision's and timm's, measured where benchmarks/results/zoo.json lacks them (hours), and their page
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.zoo
 	$(BIN)/python -m benchmarks.zoo --render

@@ -1,4 +1,4 @@
-"""Is a pruned network the original with its removed channels read as zero? Asked without any pruning code.
+"""Comparison of a pruned network with its original, removed channels read as zero, without pruning code.
 
 Which input channels a layer lost is read off its weights: those of the pruned layer are a part of the
 original's, entry by entry. The original is then silenced by zeros in place of the weights of lost inputs, and
@@ -19,7 +19,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class IncomparableError(Exception):
-    """Why two networks cannot be compared."""
+    """Error: two networks that cannot be compared."""
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,7 @@ def _place(row: dict[str, Any]) -> tuple[int, int, float]:
 
 
 def _code() -> str:
-    """Return the start of a hash over the source of the pruning room."""
+    """Return the start of a hash over the source of the pruning package."""
     folder = Path(inspect.getfile(lpslim)).parent / "pruning"
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.rglob("*.py")))).hexdigest()[:12]
 

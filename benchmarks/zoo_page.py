@@ -32,9 +32,7 @@ pruned to 30 and 50 % fewer multiply-adds by `lpslim.prune(model, example, targe
   the table.
 - **Difference**: the largest one between the pruned network and the silenced original, in which every layer
   that reads a removed channel reads zero there, relative to the largest output: the greatest of the row's
-  results. It is taken by code that knows nothing of pruning: which inputs a layer lost is read off its
-  weights, which are a part of the original's. Evaluation mode, float64, new random inputs; scales, shifts
-  and statistics of norms are drawn too. Exact is below {exact:.1e}. Silencing itself moves the outputs by
+  results. Exact is below {exact:.1e}. Silencing itself moves the outputs by
   {moved:.1g} or more.
 - **Cut**: layers that lost outputs at the target of 0.3, `coupled` off and on, and all convolutions and
   linear layers.
@@ -83,7 +81,7 @@ def zoo(content: dict[str, Any]) -> str:
     return TEXT.format(
         counts=counts(rows),
         dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
-        versions=f"{machine}, {packages}",
+        versions=f"{machine}, {packages}, by {len({row['code'] for row in rows})} states of the pruning code",
         exact=EXACT,
         moved=min(row["moved"] for row in rows if row["way"] in OURS and "moved" in row),
         table=table(rows),
@@ -105,7 +103,7 @@ def real(content: dict[str, Any]) -> str:
 
 
 def exact(row: Row) -> bool:
-    """Return whether a result computes what the silenced original does, which does not do what it did."""
+    """Return whether a pruned network equals the silenced original, where silencing changes the outputs."""
     return row["outcome"] == "pruned" and row["difference"] <= EXACT < row["moved"]
 
 
@@ -163,7 +161,7 @@ def table(rows: list[Row]) -> str:
             f"{name} ({found[0]['size']})",
             *(_own(by.get(column)) for column in COLUMNS),
             f"{max(differences):.0e}" if differences else "",
-            f"{_pair(at, 'narrower')} of {max((row.get('layers', 0) for row in ours), default=0)}",
+            f"{cut} of {max(row.get('layers', 0) for row in ours)}" if (cut := _pair(at, "narrower")) else "",
             _pair(at, "left_alone"),
             _seconds(ours),
             *(_rival(by.get((RIVAL, target))) for target in (0.3, 0.5)),

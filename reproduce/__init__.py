@@ -1,1 +1,1 @@
-"""From records and the published tables to tables and figures. Nothing here trains or is typed by hand."""
+"""Rendering of tables, figures and the page of results from records and published tables."""

@@ -25,7 +25,14 @@ COMPLETE = {  # samples: train with val, test
 
 KNOBS = ("p", "M", "rho", "lamb", "granularity", "retrain", "criterion")  # with the regulariser: a method
 DEFAULTS = dict(flat(asdict(Config())))
-METHOD = {*KNOBS, "regularizer", "scratch", "equal_epochs", "ratio", "seed"}  # what may differ under a roof
+METHOD = {
+    *KNOBS,
+    "regularizer",
+    "scratch",
+    "equal_epochs",
+    "ratio",
+    "seed",
+}  # what may differ between comparable runs
 
 Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
 
@@ -127,7 +134,7 @@ def footnote(data: Samples) -> str:
 
 
 class Pair(NamedTuple):
-    """The paper's method and another under the same roof.
+    """The paper's method and another, on one dense network and data set, with one budget and fine-tune.
 
     difference: its accuracy minus the other's in points, paired by seed; None if they share no seed.
     """
@@ -139,7 +146,7 @@ class Pair(NamedTuple):
     verdict: str
 
 
-def roofs(groups: Sequence[Group]) -> list[list[Group]]:
+def comparable(groups: Sequence[Group]) -> list[list[Group]]:
     """Gather groups that differ in nothing but the method: same network, data set, target and fine-tune."""
     gathered: dict[str, list[Group]] = {}
     for group in groups:
@@ -152,9 +159,9 @@ def roofs(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def pairs(groups: Sequence[Group], protocol: str) -> list[Pair]:
-    """Return the paper's method, with its constants, beside every other one under its roof."""
+    """Return the paper's method, with its constants, beside every other one that is comparable."""
     made = []
-    for together in roofs(groups):
+    for together in comparable(groups):
         if ours := next((group for group in together if group.runs and is_ours(group.first)), None):
             made += [_pair(ours, *other, protocol) for other in named(together) if other[1] is not ours]
     return made

@@ -6,7 +6,7 @@ from lpslim.experiment.records import Record
 from lpslim.experiment.statistics import Summary, summary
 from reproduce import published
 from reproduce.aggregate import by_pair
-from reproduce.compare import is_ours, roofs
+from reproduce.compare import comparable, is_ours
 from reproduce.markup import Line
 from reproduce.names import named
 
@@ -17,8 +17,8 @@ Drops = dict[str, dict[str, Summary]]  # series -> task, in the paper's order ->
 def drops(shown: Sequence[Record], protocol: str) -> Drops:
     """Return the published drops, and those of every encoder that the paper's method has pruned.
 
-    Each is from the own dense score, which alone compares between networks. With it come the methods under
-    the same roof, of the roof with the most of them. Empty if nothing was measured.
+    Each is from the own dense score, which alone compares between networks. With it come the other methods
+    of the same network and budget, of the budget with the most methods. Empty if nothing was measured.
     """
     rows = published.read(TABLE)
     own = {row.place["task"]: row for row in rows if row.method == published.OURS and row.experiment}
@@ -26,7 +26,7 @@ def drops(shown: Sequence[Record], protocol: str) -> Drops:
     for (data, model), groups in by_pair(shown).items():
         task = next((task for task in own if task.partition(" ")[0] == data), None)
         ended = [group for group in groups if task and group.runs]
-        together = max(roofs(ended), key=len, default=[])
+        together = max(comparable(ended), key=len, default=[])
         for name, group in named(together) if any(is_ours(group.first) for group in together) else ():
             found.setdefault(f"{model}, {name}", {})[str(task)] = group.drop(protocol)
     if not found:

@@ -16,7 +16,7 @@ from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import plots, published
 from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
-from reproduce.compare import is_original, roofs
+from reproduce.compare import comparable, is_original
 from reproduce.drops import FIGURE, drops
 from reproduce.names import PROTOCOL, budget, named, scaled, shared
 from reproduce.plots import ADMM, NEAR, PULLED, Series, literal
@@ -49,7 +49,7 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
             plots.channels(figure.axes[0], widths)
         title, rows = f"{title}, {groups[0].first.data.metric} {PROTOCOL[protocol]}", published.rows_of(pair)
         original = [group for group in groups if rows and is_original(group.first.data)]
-        compared = max(roofs(groups), key=len)
+        compared = max(comparable(groups), key=len)
         if rows or len(compared) < len(groups) or len(groups) == 1:
             made[f"accuracy_vs_flops_{slug(pair)}"] = figure = _figure(title, 1)
             own = [group for group in original if group.first.experiment in {row.experiment for row in rows}]
@@ -63,7 +63,7 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
             made[f"comparison_{slug(pair)}"] = figure = _figure(title, 1, height)
             plots.ranking(figure.axes[0], drawn, beside, protocol)
     if found := drops(shown, protocol):
-        made[FIGURE] = figure = _figure(f"What pruning costs an encoder, {PROTOCOL[protocol]}", 1)
+        made[FIGURE] = figure = _figure(f"Accuracy lost by pruning an encoder, {PROTOCOL[protocol]}", 1)
         plots.drops(figure.axes[0], found)
     return {name: with_legend(figure) for name, figure in made.items()}
 

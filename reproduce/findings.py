@@ -44,9 +44,9 @@ def pair_line(pair: Pair) -> Line:
     return {
         "Network": f"{ours.config['model']['name']} on {ours.data.name}",
         "Budget": budget(ours),
-        "Epochs, Lp and it": "{} and {}".format(*lengths),
+        "Epochs, Lp / other": "{} / {}".format(*lengths),
         "Against": pair.name,
-        **dict(zip(("Lp minus it (points)", "95 % from", "to", "n"), numbers, strict=True)),
+        **dict(zip(("Lp minus other (points)", "95 % from", "to", "n"), numbers, strict=True)),
         "Verdict": pair.verdict + longer,
     }
 

@@ -79,7 +79,7 @@ def _paper(table: str, shown: Sequence[Record], protocol: str, drawn: Mapping[st
         lines[claim.row.method == OURS or claim.row.is_dense].append(published_line(claim))
     figure = _against_flops(table, every, protocol)
     if table == drops.TABLE and (costs := drawn.get(drops.FIGURE)):
-        figure = svg(costs, "What pruning costs an encoder on each task, published and measured")
+        figure = svg(costs, "Accuracy lost by pruning an encoder on each task, published and measured")
     ours = [answer for answer in answers if answer[0].row.experiment]
     return {
         "title": TITLES[table],

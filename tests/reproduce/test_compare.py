@@ -5,7 +5,7 @@ import pytest
 from lpslim.experiment.records import Samples
 from lpslim.experiment.statistics import summary
 from reproduce.aggregate import grouped
-from reproduce.compare import claims, footnote, is_original, pairs, roofs
+from reproduce.compare import claims, comparable, footnote, is_original, pairs
 from reproduce.published import read
 from tests.reproduce import synthetic
 
@@ -120,7 +120,7 @@ def paired(*found):
     return {pair.name: (pair.difference, pair.verdict) for pair in pairs(grouped(found), "last")}
 
 
-def test_the_papers_method_is_paired_by_seed_with_every_other_one_under_its_roof():
+def test_the_papers_method_is_paired_by_seed_with_every_other_one_of_its_conditions():
     """The seeds scatter by far more than the methods differ, and pairing takes that away."""
     ours = synthetic.seeds("a/lp", [93.0, 91.0, 92.0, 90.0])
     theirs = {
@@ -147,14 +147,14 @@ def test_the_papers_method_is_paired_by_seed_with_every_other_one_under_its_roof
     [{"target_flops": 0.5}, {"model.name": "resnet20"}, {"finetune.epochs": 7}, {"epoch_scale": 0.1},
      {"data": synthetic.JPEG}, {"ratio": 0.7}, {"protected": ["a"]}],
 )  # fmt: skip
-def test_what_differs_in_more_than_the_method_is_under_another_roof(changes):
+def test_what_differs_in_more_than_the_method_is_not_comparable(changes):
     runs = [synthetic.record(), synthetic.record(p=1.0, method="L1", **changes)]
-    assert (len(roofs(grouped(runs))), paired(*runs)) == (2, {})
+    assert (len(comparable(grouped(runs))), paired(*runs)) == (2, {})
 
 
 def test_a_setting_younger_than_a_record_has_its_default_and_of_a_target_the_ratio_means_nothing():
     old, new = synthetic.record(target_flops=0.5), synthetic.record(target_flops=0.5, p=1.0, ratio=0.9)
     del old.config["equal_epochs"], old.config["round_to"], old.config["regularizer"]["form"]
-    assert len(roofs(grouped([old, new]))) == len(pairs(grouped([old, new]), "last")) == 1
+    assert len(comparable(grouped([old, new]))) == len(pairs(grouped([old, new]), "last")) == 1
     other = synthetic.record(target_flops=0.5, **{"regularizer.options": {"x": 1}})
     assert pairs(grouped([other, new]), "last") == []  # not the paper's constants

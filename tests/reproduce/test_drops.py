@@ -19,7 +19,7 @@ def shown():
     return runs
 
 
-def test_a_drop_is_from_the_own_dense_score_under_the_roof_of_most_methods(shown):
+def test_a_drop_is_from_the_own_dense_score_at_the_budget_of_most_methods(shown):
     found = drops.drops(shown, "last")
     assert list(found) == NAMES
     assert [found[name]["rte (acc)"].mean for name in NAMES] == pytest.approx([70.0 - 74.2, 2, 5])

@@ -92,7 +92,7 @@ def test_scaled_epochs_are_pale_and_configurations_of_one_method_have_one_legend
     assert {"Lp p=5, M=1", "Lp p=5, M=1, 0.1 of the epochs", "Ji et al."} < set(names)
 
 
-def test_methods_under_one_roof_are_ranked_beside_what_is_published_at_their_budget():
+def test_comparable_methods_are_ranked_beside_what_is_published_at_their_budget():
     runs = [synthetic.record(NAME, p=p, final=92 + p, target_flops=0.606) for p in (2.5, 1.0)]
     figure = draw(*runs, synthetic.record(NAME, target_flops=0.7))["comparison_cifar10_vgg16"]
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]

@@ -38,7 +38,7 @@ Width = Annotated[int, Meta(ge=1, le=2**20)]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What it takes to build a network, but for its weights.
+    """Description of a network without its weights.
 
     family: None for a network that lpslim cannot build; ``name`` is then its class's, and ``arguments`` tells
     its example. input_shape: (C, H, W), or (3, longest) for tokens. kept: pruned layer -> original indices of

@@ -29,7 +29,7 @@ COPIES = 3  # of the network, at a time: as it is, silenced, and smaller
 
 
 class Survey(NamedTuple):
-    """Units that can go, layers that cannot with the reason, and what both were found by."""
+    """Result of a survey: removable units, other layers with the reason, the graph, the comparison."""
 
     units: list[Units]
     left: dict[str, str]

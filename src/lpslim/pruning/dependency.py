@@ -96,7 +96,7 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
 
 
 class Walk:
-    """Channels that go together: all that are reached from a layer, and labels, the same where they do.
+    """Traversal of the dependency graph from a layer: channels that go together get one label.
 
     layers: one, to which all that share channels with it are appended, even if it raises. UserError if
     the channels that go together do not line up, or cannot be followed.

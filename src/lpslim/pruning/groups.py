@@ -75,7 +75,7 @@ def _slices(model: nn.Module, owners: Owners) -> list[Slice]:
 
 @torch.no_grad()
 def _loud(model: nn.Module, example: Example, units: Sequence[Units], owners: Owners) -> dict[str, str]:
-    """Return the layers of which something is read while all that produces any unit is zero."""
+    """Return the layers whose outputs are not zero although all parameters that compute units are."""
     comparison, heard = Comparison(model, example), set[int]()
     parameters, modules = dict(comparison.whole.named_parameters()), dict(comparison.whole.named_modules())
     for part in _slices(model, owners):

@@ -30,7 +30,7 @@ def score(
 
 
 def layers(name: str, model: nn.Module, units: Sequence[Units]) -> list[Units]:
-    """Return what a criterion scores: units, or the members that make them and that it can score.
+    """Return the units to score, or of coupled units the member layers that the criterion can score.
 
     UserError for a criterion that does not exist, or if it can score none that makes a unit.
     """
