@@ -1,5 +1,6 @@
 """Mistakes on the command line: one line with the key, the value and what it may be, and exit code 2."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -199,20 +200,29 @@ def test_weights_that_are_not_finite_are_refused_by_file_and_tensor(words, tmp_p
     assert not (tmp_path / "outputs" / "stages").exists()
 
 
-@pytest.mark.parametrize("words", ["ratio=1.2", "rohh=1", "-m ratio=1.2,1.3", "-m rohh=1,2", "-m p=a,b"])
-def test_a_traceback_is_there_for_who_asks_and_torch_for_nobody(words, tmp_path):
-    program = (
-        "import sys; from lpslim import cli; from pathlib import Path; "
-        "code = cli.main(sys.argv[1:], Path('conf').absolute()); "
-        "slow = {'torch', 'pandas', 'transformers'} & set(sys.modules); assert not slow, slow; sys.exit(code)"
-    )
-    command = [sys.executable, "-c", program, *words.split(), f"work_dir={tmp_path}"]
-    plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (plain.returncode, plain.stderr.count("Traceback")) == (2, 0), plain.stderr
-    told = plain.stdout + plain.stderr
-    assert "ratio=1.2: must be" in told or "rohh: no such key" in told or "p=a,b: Value 'a'" in told
-    asked = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True)
-    assert (asked.returncode, "Traceback" in asked.stderr) == (2, True)
+MISTAKES = """
+import contextlib, io, json, sys
+from pathlib import Path
+from lpslim import cli
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(told):
+        code = cli.main(words.split(), Path("conf").absolute())
+    print(json.dumps([code, told.getvalue()]))
+assert not {"torch", "pandas", "transformers"} & {*sys.modules}
+"""
+
+
+def test_a_traceback_is_there_for_who_asks_and_torch_for_nobody(tmp_path):
+    said = {"ratio=1.2": "ratio=1.2: must be", "rohh=1": "rohh: no such key", "-m p=a,b": "p=a,b: Value 'a'",
+            "-m ratio=1.2,1.3": "ratio=1.2: must be", "-m rohh=1,2": "rohh: no such key"}  # fmt: skip
+    asked = [f"{words} --debug" for words in ("ratio=1.2", "-m ratio=1.2,1.3", "-m rohh=1,2")]
+    lines = json.dumps([f"{words} work_dir={tmp_path}" for words in (*said, *asked)])
+    done = subprocess.run([sys.executable, "-c", MISTAKES, lines], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words, line in zip((*said, *asked), done.stdout.splitlines(), strict=True):
+        code, text = json.loads(line)
+        assert (code, "Traceback" in text) == (2, words in asked), words
+        assert said.get(words, "") in text
     assert not (tmp_path / "stages").exists()
 
 
@@ -237,14 +247,16 @@ def test_a_configuration_file_of_ones_own_may_be_broken(text, said, tmp_path, ca
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_program_ends_with_the_code_of_its_run(tmp_path):
-    done = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "model: bert_base, bert_tiny" in done.stdout
-    diverging = ["model=vgg_small", "dataset=digits", "debug=tiny", "baseline.lr=1e30", "target_flops=0.5"]
+def test_a_run_that_fails_ends_with_code_1_and_its_reason(tmp_path, capsys):
+    words = "model=vgg_small dataset=digits debug=tiny trainer.threads=1 baseline.lr=1e30 target_flops=0.5"
     places = [f"work_dir={tmp_path}/outputs", f"results_dir={tmp_path}/results"]
-    words = [sys.executable, "run.py", *diverging, *places]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "diverged in baseline" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert cli.main([*words.split(), *places], CONF) == 1
+    told = capsys.readouterr().err
+    assert "diverged in baseline" in told
+    assert "Traceback" not in told
+
+
+def test_of_several_processes_the_first_speaks(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["ratio=1.2"], CONF) == 2
+    assert capsys.readouterr().err == ""

@@ -14,10 +14,16 @@ from typing import Any
 from lpslim.experiment.runner import execute
 from tests.composing import configured
 
-# a server that has imported everything, and has used nothing, forks each process: seconds saved a time
+# a server that has imported everything, and has used nothing, forks each process: seconds saved a time;
+# there is one in a process, so one list for all tests
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["tests.experiment.dying", "lpslim.models.families.vgg", "lpslim.data.datasets.digits"]
+    [
+        "tests.experiment.dying",
+        "tests.training.toys",
+        "lpslim.models.families.vgg",
+        "lpslim.data.datasets.digits",
+    ]
 )
 TINY = ("model=vgg_small", "debug=tiny", "trainer.threads=1", "trainer.precision=fp32")
 WRITES = ("replace", "rename", "unlink", "fsync")

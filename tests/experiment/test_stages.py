@@ -25,17 +25,22 @@ def test_the_same_config_and_seed_give_the_same_bits(run, tmp_path):
     assert here.weights["baseline"] != other.weights["baseline"]
 
 
+@pytest.fixture(scope="module")
+def plain(run):
+    return run(*NO_ADMM)
+
+
 @pytest.mark.parametrize("criterion", registry.choices("pruning.criteria"))
-def test_every_criterion_meets_the_target_from_one_baseline(run, criterion):
+def test_every_criterion_meets_the_target_from_one_baseline(run, plain, criterion):
     done = run(*NO_ADMM, f"criterion={criterion}")
     assert abs(done.record.cost.flops_drop - 50) <= 0.3
-    assert done.record.stages["baseline"] == run(*NO_ADMM).record.stages["baseline"]
+    assert done.record.stages["baseline"] == plain.record.stages["baseline"]
 
 
-@pytest.mark.parametrize("words", [(), TEXT])
-def test_without_a_validation_split_all_is_trained_on_and_nothing_says_val(run, words):
-    record, usual = (run(*words, *more).record for more in (("dataset.val_fraction=0",), ()))
-    assert (record.data.train, record.data.val) == (usual.data.train + usual.data.val, 0)
+@pytest.mark.parametrize(("words", "count"), [((), 1437), (TEXT, 2000)])
+def test_without_a_validation_split_all_is_trained_on_and_nothing_says_val(run, words, count):
+    record = run(*words, "dataset.val_fraction=0").record
+    assert (record.data.train, record.data.val) == (count, 0)
     assert {tuple(sorted(accuracy)) for accuracy in record.accuracy.values()} == {("last", "paper")}
     assert {len(curve.val_accuracy) for curve in record.curves.values()} == {0}
     assert {len(curve.test_accuracy) for curve in record.curves.values()} == {1}
@@ -43,26 +48,22 @@ def test_without_a_validation_split_all_is_trained_on_and_nothing_says_val(run, 
         sweep.val_accuracy(record)
 
 
-@pytest.mark.parametrize("retrain", ["finetune", "scratch_e", "scratch_b"])
-def test_every_way_of_retraining(run, retrain):
-    done = run(*NO_ADMM, f"retrain={retrain}")
-    cost = done.record.cost
-    longer = cost.dense.macs / cost.pruned.macs if retrain == "scratch_b" else 1
-    # a fine-tune has the epochs in addition that the regulariser would have had
-    assert done.record.epochs["finetune"] == (2 if retrain == "finetune" else round(longer))
-    assert done.record.stages["prune"] == run(*NO_ADMM).record.stages["prune"]
-    twice = run(*NO_ADMM, f"retrain={retrain}", "scratch.epochs=2").record
-    assert twice.epochs["finetune"] == (2 if retrain == "finetune" else round(2 * longer))
+@pytest.mark.parametrize("retrain", ["scratch_e", "scratch_b"])
+def test_every_way_of_retraining(run, plain, retrain):
+    record = run(*NO_ADMM, f"retrain={retrain}", "scratch.epochs=2").record
+    longer = record.cost.dense.macs / record.cost.pruned.macs if retrain == "scratch_b" else 1
+    assert record.epochs["finetune"] == round(2 * longer)
+    assert record.stages["prune"] == plain.record.stages["prune"]
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ("regularizer=bn_l1",), ("M=null",), ("p=0", "ratio=0.6"), ("trainer.precision=bf16",),
-        ("regularizer.form=norm", "criterion.score_norm=raw"),
-        ("regularizer.updates_per_epoch=4", "criterion.weights=W"),
-        ("target_params=0.5", "criterion.score_norm=uniform"),
-        ("trainer.channels_last=false", "schedule=step"), ("round_to=8", "protected=['features.1*']"),
+        ("regularizer=bn_l1",), ("M=null", "regularizer.form=norm", "criterion.score_norm=raw"),
+        ("p=0", "ratio=0.6"), ("trainer.precision=bf16", "trainer.channels_last=false", "schedule=step"),
+        ("regularizer.updates_per_epoch=4", "criterion.weights=W", "target_params=0.5",
+         "criterion.score_norm=uniform"),
+        ("round_to=8", "protected=['features.1*']"),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -97,10 +98,10 @@ def test_a_regulariser_that_chooses_decides_in_place_of_score_and_target(run, wo
     assert ends[-1]["lr"] > begins[0]["lr"] > 0
 
 
-def test_a_control_has_the_widths_of_another_criterion_and_its_own_channels(run):
-    reference, chance = run(*NO_ADMM), run(BUDGET, "method=random")
-    assert reference.record.channels == chance.record.channels
-    one, other = (storage.describe(done.folder("prune")).kept for done in (reference, chance))
+def test_a_control_has_the_widths_of_another_criterion_and_its_own_channels(run, plain):
+    chance = run(BUDGET, "method=random")
+    assert plain.record.channels == chance.record.channels
+    one, other = (storage.describe(done.folder("prune")).kept for done in (plain, chance))
     assert one != other
 
 
@@ -140,8 +141,6 @@ def test_an_encoder_of_texts_goes_the_same_way(run):
     assert [of for layer, (_, of) in record.channels.items() if "attention" in layer] == [4, 4]
     pruned = lpslim.load(done.folder("finetune"))
     assert sum(p.numel() for p in pruned.parameters()) == record.cost.pruned.params
-    left = run(*TEXT, "target_params=50000").record.cost  # as many as are to be left
-    assert left.pruned.params == pytest.approx(50_000, abs=0.003 * left.dense.params)
 
 
 @pytest.mark.slow

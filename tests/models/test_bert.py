@@ -201,21 +201,15 @@ def test_texts_in_another_vocabulary_are_refused():
         BERT.check(network(), SimpleNamespace(**data))
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "dense"),
-    [
-        ("bert", {"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-                  "intermediate_size": 3072, "max_position_embeddings": 512}, 109_483_778),
-        ("mpnet", {"max_position_embeddings": 514}, 109_488_002),
-    ],
-)  # fmt: skip
-def test_a_base_encoder_keeps_the_number_of_parameters_asked_for(kind, settings, dense):
-    settings = {"model_type": kind, **settings}
+def test_a_base_encoder_keeps_the_number_of_parameters_asked_for():
+    settings = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
+                "num_attention_heads": 12, "intermediate_size": 3072,
+                "max_position_embeddings": 512}  # fmt: skip
     architecture = Architecture("bert", "base", (3, 8), {"num_classes": 2, "configuration": settings})
     model = architecture.build().eval()
     options = candidates(model, example_input((3, 8)), architecture.units(model), adjust=0.1, floor=0.1)
     model.to("meta")  # weights take no memory from here on
-    assert options.cost.dense.params == dense
+    assert options.cost.dense.params == 109_483_778
     assert [(unit.size, unit.head_dim) for unit in options.units] == [(12, 64), (3072, 1)] * 12
     generator = torch.Generator().manual_seed(0)
     scores = [torch.rand(unit.size, generator=generator) for unit in options.units]

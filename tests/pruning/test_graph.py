@@ -60,9 +60,8 @@ def draw(*shape):
 
 
 OURS = [
-    ("vgg", "vgg_small", (1, 8, 8)), ("vgg", "vgg16", (3, 32, 32)), ("resnet_cifar", "resnet20", (3, 32, 32)),
-    ("resnet_cifar", "resnet56", (3, 32, 32)), ("torchvision", "resnet18", (3, 64, 64)),
-    ("torchvision", "resnet50", (3, 64, 64)),
+    ("vgg", "vgg_small", (1, 8, 8)), ("resnet_cifar", "resnet20", (3, 32, 32)),
+    ("torchvision", "resnet18", (3, 64, 64)), ("torchvision", "resnet50", (3, 64, 64)),
 ]  # fmt: skip
 
 
@@ -77,8 +76,7 @@ def test_our_networks_are_pruned_exactly(network, random_kept, family, name, sha
 FOREIGN = {
     "densenet121": (58, "features.denseblock1.denselayer1.conv2"),  # concatenated
     "mobilenet_v2": (20, "features.2.conv.2"),  # on the residual stream; the depthwise ones go along
-    "regnet_x_400mf": (45, "trunk_output.block1.block1-0.f.c.0"),  # convolutions in groups
-    "regnet_y_400mf": (49, "trunk_output.block1.block1-0.f.c.0"),  # the same, with gates
+    "regnet_y_400mf": (49, "trunk_output.block1.block1-0.f.c.0"),  # convolutions in groups, gates
     "convnext_tiny": (18, "features.1.0.block.0"),  # linear layers on the last axis
     "squeezenet1_1": (9, "features.3.expand1x1"),  # no batch-norm
     "mobilenet_v3_small": (23, "features.2.block.2.0"),  # hard swish, gates
@@ -207,12 +205,11 @@ def test_kept_are_original_indices_and_all_of_them_change_nothing(network):
     assert torch.equal(model.classifier.bias, before["classifier.bias"])  # all classes stay
 
 
-@pytest.mark.parametrize("frozen", ["", ("conv1", "bn1", "layer1"), "layer2.0.conv1"])
-def test_frozen_parameters_are_pruned_and_stay_frozen(network, random_kept, frozen):
+def test_frozen_parameters_are_pruned_and_stay_frozen(network, random_kept):
     model, example = network("resnet_cifar", "resnet20", (3, 32, 32)), torch.zeros(1, 3, 32, 32)
     free = copy.deepcopy(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = not name.startswith(frozen)
+        parameter.requires_grad = not name.startswith(("conv1", "bn1", "layer1"))
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     units = graph.discover(model, example)
     with pytest.raises(RuntimeError, match="channels"):

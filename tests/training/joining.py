@@ -1,6 +1,5 @@
 """Actions in several processes that find each other as those of torchrun do."""
 
-import multiprocessing
 import os
 import socket
 from io import BytesIO
@@ -8,11 +7,8 @@ from io import BytesIO
 import torch
 
 from lpslim.training.runtime import make_accelerator
+from tests.experiment.dying import PROCESSES
 from tests.training.toys import CPU
-
-# a server that has imported everything, and used nothing, forks each process: seconds saved a time
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.training.toys"])
 
 
 def together(action, *arguments, world=2, within=60, **named):

@@ -20,6 +20,7 @@ NETWORKS = {
     "resnet18": ("torchvision", (1, 3, 32, 32)),
     "tiny": ("bert", None),
 }
+TARGETS = [{"target_flops": 0.4}, {"target_params": 0.3}] * 2  # of the networks in turn
 
 
 def dense(network, name):
@@ -37,8 +38,7 @@ def dense(network, name):
     return model, example, budget.candidates(model, example, units, adjust=0.1, floor=0.1)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("target", [{"target_flops": 0.4}, {"target_params": 0.3}], ids=str)
+@pytest.mark.parametrize(("name", "target"), zip(NETWORKS, TARGETS, strict=True), ids=NETWORKS)
 def test_a_network_whose_removed_units_are_zero_computes_the_same_without_them(network, name, target):
     model, example, candidates = dense(network, name)
     model = model.double()

@@ -57,11 +57,6 @@ def test_processes_that_are_killed_go_on_to_the_same_bits(tmp_path):
     check_same(*whole)
 
 
-def test_a_checkpoint_of_another_number_of_processes_is_ignored(tmp_path):
-    assert outcome(tmp_path, left=5) is None
-    check_same(together(outcome, epochs=1, folder=tmp_path)[0], together(outcome, epochs=1)[0])
-
-
 def test_all_stop_at_the_step_at_which_one_diverges():
     assert together(_diverging) == [(1, 3, "nan")] * 2
 

@@ -6,8 +6,12 @@ import sys
 
 import pytest
 
+from lpslim.base.errors import UserError
 from lpslim.experiment import records
-from tests.composing import ROOT
+from lpslim.experiment.runner import execute
+from tests.composing import ROOT, configured
+from tests.experiment.dying import places
+from tests.training.joining import together
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
@@ -15,22 +19,22 @@ ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
               "--main_process_port", "0")  # fmt: skip
 TEXT = ("model=bert_tiny", "dataset=toy_text", "target_params=0.4", "baseline.epochs=1",
         "regularizer.train.epochs=1", "finetune.epochs=1")  # fmt: skip
+COMMON = ("trainer.threads=1", "trainer.precision=fp32", "trainer.device=cpu")
 
 
 def run(folder, launcher, *words):
     """Return a finished command line, and the record that it left, if it left one."""
-    common = ("trainer.threads=1", "trainer.precision=fp32", "trainer.device=cpu",
-              f"work_dir={folder}/outputs", f"results_dir={folder}/results")  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *launcher, "run.py", *words, *common], cwd=ROOT, env=environment,
-                          text=True, capture_output=True, timeout=180, check=False)  # fmt: skip
+    command = [sys.executable, *launcher, "run.py", *words, *COMMON, *places(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=180)
     found = list((folder / "results").rglob("*.json"))
     return done, records.read(found[0]) if found else None
 
 
 def test_two_processes_measure_what_one_measures_and_record_it_once(tmp_path):
-    (first, alone), (second, record) = run(tmp_path / "1", (), *TEXT), run(tmp_path / "2", TORCHRUN, *TEXT)
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    alone = records.read(execute(configured(*TEXT, *COMMON, *places(tmp_path / "1")), None))
+    second, record = run(tmp_path / "2", TORCHRUN, *TEXT)
+    assert second.returncode == 0, second.stderr
     assert second.stdout.count("finetune epoch 1/1: ") == 1
     assert len(list(tmp_path.glob("2/outputs/runs/*/*/tensorboard/events*"))) == 1  # the main one tracks
     assert (record.stages, record.channels) == (alone.stages, alone.channels)
@@ -42,7 +46,21 @@ def test_two_processes_measure_what_one_measures_and_record_it_once(tmp_path):
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
+def _refused(folder):
+    words = ("model=vgg_small", "debug=tiny", "regularizer.train.batch_size=127")
+    with pytest.raises(UserError) as refused:
+        execute(configured(*words, *COMMON, *places(folder)), None)
+    return str(refused.value)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused_before_any_work(tmp_path):
+    said = "regularizer.train.batch_size=127: must be a multiple of the 2 processes"
+    assert together(_refused, tmp_path) == [said, said]
+    assert not (tmp_path / "outputs" / "stages").exists()
+
+
+@pytest.mark.slow
+def test_accelerates_launcher_ends_with_the_refusal_once(tmp_path):
     words = ("model=vgg_small", "debug=tiny", "regularizer.train.batch_size=127")
     done, record = run(tmp_path, ACCELERATE, *words)
     assert (done.returncode, record) == (1, None)  # the launcher's own code
