@@ -52,14 +52,8 @@ class Group:
         the dense network, the fine-tune the pruned one.
         """
         stages = (("sparsify", "dense"), ("finetune", "pruned"))
-        return summary(
-            [
-                3e-12
-                * run.data.train
-                * sum(run.epochs.get(s, 0) * getattr(run.cost, of).macs for s, of in stages)
-                for run in self.runs
-            ]
-        )
+        passes = [sum(r.epochs.get(s, 0) * getattr(r.cost, of).macs for s, of in stages) for r in self.runs]
+        return summary([3e-12 * r.data.train * macs for r, macs in zip(self.runs, passes, strict=True)])
 
     def cost(self, key: str) -> Summary:
         """Return ``flops_drop`` or ``params_drop`` in percent."""
@@ -113,20 +107,20 @@ def outdated(record: Record) -> str:
     return "; ".join(reasons + [f"counted by another rule: {record.cost.rule}"] * (record.cost.rule != RULE))
 
 
-def filter_outdated(records: Sequence[Record], keep: bool) -> tuple[list[Record], list[str]]:
-    """Return the records to show, and remarks on the outdated: left out, or marked with ``keep``."""
-    reasons = [outdated(record) for record in records]
-    old = {(record.experiment, reason) for record, reason in zip(records, reasons, strict=True) if reason}
+def to_show(records: Sequence[Record], protocol: str, keep: bool) -> tuple[list[Record], list[str]]:
+    """Return the records with accuracies under a protocol, and remarks on those that are left out.
+
+    The outdated are left out as well, or shown with a mark and a remark if ``keep``.
+    """
     verb = "† Outdated" if keep else "Outdated and left out (--outdated shows it)"
-    remarks = [f"{verb}: {name} ({reason})" for name, reason in sorted(old)]
-    return [record for record, reason in zip(records, reasons, strict=True) if keep or not reason], remarks
-
-
-def with_protocol(records: Sequence[Record], protocol: str) -> tuple[list[Record], list[str]]:
-    """Return the records that have accuracies under a protocol, and remarks on those left out."""
-    shown = [record for record in records if all(protocol in by for by in record.accuracy.values())]
-    lacking = sorted({record.experiment for record in records} - {record.experiment for record in shown})
-    return shown, [f"Left out: {name} (no validation split, so no protocol={protocol})" for name in lacking]
+    pairs = [(record, outdated(record)) for record in records]
+    old = sorted({(record.experiment, reason) for record, reason in pairs if reason})
+    remarks = [f"{verb}: {name} ({reason})" for name, reason in old]
+    current = [record for record, reason in pairs if keep or not reason]
+    shown = [record for record in current if all(protocol in by for by in record.accuracy.values())]
+    lacking = sorted({record.experiment for record in current} - {record.experiment for record in shown})
+    remarks += [f"Left out: {name} (no validation split, so no protocol={protocol})" for name in lacking]
+    return shown, remarks
 
 
 def run_command(experiment: str) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lpslim.base.hashing import canonical
 from lpslim.experiment.config import IGNORED_KEYS, Config, flat
 from lpslim.experiment.records import Record, Samples
-from lpslim.experiment.statistics import Interval, Summary, paired_difference, verdict
+from lpslim.experiment.statistics import Summary, paired_difference, verdict
 from reproduce.aggregate import Group, best, grouped, outdated
 from reproduce.names import named, setting
 from reproduce.published import OURS, Row, dense_of
@@ -142,7 +142,7 @@ class Pair(NamedTuple):
     ours: Group
     theirs: Group
     name: str
-    difference: Interval | None
+    difference: Summary | None
     verdict: str
 
 
@@ -174,11 +174,11 @@ def is_ours(record: Record) -> bool:
 
 
 def _pair(ours: Group, name: str, other: Group, protocol: str) -> Pair:
-    first, second = (
-        {run.seed: run.accuracy["finetune"][protocol] for run in group.runs} for group in (ours, other)
-    )
+    first, second = ({r.seed: r.accuracy["finetune"][protocol] for r in g.runs} for g in (ours, other))
     if not first.keys() & second.keys():
         return Pair(ours, other, name, None, other.failure or "no seed in common")
     found = paired_difference(first, second)
-    word = "inside the noise" if found.has_zero else f"Lp {'better' if found.mean > 0 else 'worse'}"
-    return Pair(ours, other, name, found, "one seed: no interval" if found.low is None else word)
+    word = f"Lp {'better' if found.mean > 0 else 'worse'}"
+    if found.half is None or abs(found.mean) <= found.half:  # the sign of the mean may be chance
+        word = "one seed: no interval" if found.half is None else "inside the noise"
+    return Pair(ours, other, name, found, word)

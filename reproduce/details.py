@@ -89,9 +89,7 @@ def _charts(run: Record) -> list[dict[str, Any] | None]:
         }  # fmt: skip
 
     def rows(names: Mapping[str, str], scale: float) -> Series:
-        return {
-            name: [scale * row[key] for row in run.convergence if key in row] for key, name in names.items()
-        }
+        return {name: [scale * r[key] for r in run.convergence if key in r] for key, name in names.items()}
 
     return [
         chart(f"{run.data.metric} (%) by epoch", over("test_accuracy", "val_accuracy"), ends),
@@ -122,11 +120,8 @@ def chart(
     across, up, every = WIDTH / max(length - 1, 1), HEIGHT / (high - low or 1), -(-length // MOST)
     paths = {}
     for name, line in lines.items():
-        points = [
-            (round(i * across), round((high - level) * up))
-            for i, level in line
-            if (length - 1 - i) % every == 0
-        ]
+        seen = [(i, level) for i, level in line if (length - 1 - i) % every == 0]
+        points = [(round(i * across), round((high - level) * up)) for i, level in seen]
         steps = (f"{x - left} {y - above}" for (left, above), (x, y) in pairwise([(0, 0), *points]))
         paths[name] = f"m{'l'.join(steps)}".replace(" -", "-")
     return {

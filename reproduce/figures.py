@@ -15,7 +15,7 @@ from lpslim.base.hashing import canonical
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import plots, published
-from reproduce.aggregate import Group, best, by_pair, filter_outdated, slug, with_protocol
+from reproduce.aggregate import Group, best, by_pair, slug, to_show
 from reproduce.compare import comparable, is_original
 from reproduce.drops import FIGURE, drops
 from reproduce.names import PROTOCOL, budget, named, scaled, shared
@@ -39,11 +39,9 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
         if admm := _alike(pairs, lambda r: any(map(ADMM.issubset, r.convergence)) and r.groups["sparsify"]):
             made[f"residuals_{slug(pair)}"] = figure = _figure(f"Convergence of the ADMM, {title}", 2)
             plots.convergence(figure.axes, admm)
-        if drawn := _alike(
-            pairs, lambda r: any(map(PULLED.issubset, r.convergence)) and r.groups["sparsify"]
-        ):
+        if pull := _alike(pairs, lambda r: any(map(PULLED.issubset, r.convergence)) and r.groups["sparsify"]):
             made[f"pull_{slug(pair)}"] = figure = _figure(f"Channels on their way to zero, {title}", 2)
-            plots.pulled(figure.axes, drawn)
+            plots.pulled(figure.axes, pull)
         if widths := _alike(pairs, lambda run: run.channels and canonical(run.channels)):
             made[f"channels_{slug(pair)}"] = figure = _figure(f"Units kept by layer, {title}", 1)
             plots.channels(figure.axes[0], widths)
@@ -88,10 +86,8 @@ def with_legend(figure: Figure) -> Figure:
     """Add one legend below a figure, and lay it out: a second time would move things a little."""
     pairs = [axes.get_legend_handles_labels() for axes in figure.axes]
     entries = {name: handle for pair in pairs for handle, name in zip(*pair, strict=True)}
-    columns = max(1, min(len(entries), LEGEND_WIDTH // (MARK + max(map(len, entries)))))
-    figure.legend(
-        entries.values(), entries.keys(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns
-    )
+    ncols = max(1, min(len(entries), LEGEND_WIDTH // (MARK + max(map(len, entries)))))
+    figure.legend(entries.values(), entries.keys(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=ncols)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
@@ -105,9 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
     options = parser.parse_args(arguments)
     try:
-        shown, old = filter_outdated(records.read_all(options.results), options.outdated)
-        shown, lacking = with_protocol(shown, options.protocol)
-        remarks = [*old, *lacking]
+        found = records.read_all(options.results)
+        shown, remarks = to_show(found, options.protocol, options.outdated)
         with matplotlib.style.context(STYLE):
             for name, figure in figures(shown, options.protocol).items():
                 for form in FORMATS:

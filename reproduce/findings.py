@@ -40,13 +40,14 @@ def pair_line(pair: Pair) -> Line:
     epochs = (run.epochs for run in (ours, pair.theirs.first))
     lengths = [count.get("sparsify", 0) + count.get("finetune", 0) for count in epochs]
     longer = f"; Lp trained {lengths[0] - lengths[1]} epochs longer" * (lengths[0] > lengths[1])
-    numbers = (found.mean, found.low, found.high, str(found.n)) if found else (None,) * 4
+    mean, half, n = (found.mean, found.half, str(found.n)) if found else (None, None, None)
+    low, high = (None, None) if mean is None or half is None else (mean - half, mean + half)
     return {
         "Network": f"{ours.config['model']['name']} on {ours.data.name}",
         "Budget": budget(ours),
         "Epochs, Lp / other": "{} / {}".format(*lengths),
         "Against": pair.name,
-        **dict(zip(("Lp minus other (points)", "95 % from", "to", "n"), numbers, strict=True)),
+        **dict(zip(("Lp minus other (points)", "95 % from", "to", "n"), (mean, low, high, n), strict=True)),
         "Verdict": pair.verdict + longer,
     }
 

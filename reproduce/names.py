@@ -40,9 +40,7 @@ def _details(records: Sequence[Record]) -> list[list[str]]:
     keys = _differing(settings)
     details = [[setting(key, chosen[key]) for key in keys if key in chosen] for chosen in settings]
     if len(set(map(tuple, details))) < len(details):
-        details = [
-            [*told, f"key={r.groups['finetune'][:8]}"] for told, r in zip(details, records, strict=True)
-        ]
+        details = [[*own, f"key={r.groups['finetune'][:8]}"] for own, r in zip(details, records, strict=True)]
     return details
 
 

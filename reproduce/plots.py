@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
-from lpslim.experiment.statistics import SPREAD_FROM, interval
+from lpslim.experiment.statistics import SPREAD_FROM, summary
 from reproduce.aggregate import Group, grouped
 from reproduce.drops import PUBLISHED, Drops
 from reproduce.names import KINDS, plain, scaled
@@ -74,19 +74,15 @@ def pulled(panels: Sequence[Axes], drawn: Series) -> None:
     """Draw the accuracy as it is and as if cut now, and what is left of units that go, mean over seeds."""
     left, right = panels
     for group, label, style in drawn:
-        table = (
-            pd.DataFrame([row for run in group.runs for row in run.convergence]).groupby("iteration").mean()
-        )
+        rows = pd.DataFrame([row for run in group.runs for row in run.convergence])
+        table, units = rows.groupby("iteration").mean(), sum(of for _, of in group.first.channels.values())
         left.plot(table["accuracy"], ms=4, label=label, **style)
         left.plot(table["accuracy_if_cut"], "--", ms=4, mfc="white", **style)
         right.plot(100 * table["gap"], ms=4, **style)
-        right.plot(
-            100 * table["units"] / sum(of for _, of in group.first.channels.values()), ":", ms=4, **style
-        )
+        right.plot(100 * table["units"] / units, ":", ms=4, **style)
     left.set(xlabel="outer iteration", ylabel="accuracy (%)", title="as it is solid, as if cut now dashed")
-    right.set(
-        xlabel="outer iteration", ylabel="%", yscale="log", title=r"$\|W-Z\|/\|W\|$ solid, units left dotted"
-    )
+    right.set(xlabel="outer iteration", ylabel="%", yscale="log")
+    right.set_title(r"$\|W-Z\|/\|W\|$ solid, units left dotted")
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -180,8 +176,8 @@ def source(row: Row) -> str:
 def _spread(group: Group, protocol: str) -> tuple[float, float | None, list[float]]:
     """Return mean, half of its 95 % interval (None below three runs), and each value of several seeds."""
     values = [run.accuracy["finetune"][protocol] for run in group.runs]
-    found = interval(values)
-    half = found.mean - found.low if found.low is not None and found.n >= SPREAD_FROM else None
+    found = summary(values)
+    half = found.half if found.n >= SPREAD_FROM else None
     return found.mean, half, values if len(values) > 1 else []
 
 

@@ -21,16 +21,7 @@ from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import drops, figures, markup, plots, published
-from reproduce.aggregate import (
-    Group,
-    best,
-    by_pair,
-    filter_outdated,
-    outdated,
-    run_command,
-    slug,
-    with_protocol,
-)
+from reproduce.aggregate import Group, best, by_pair, outdated, run_command, slug, to_show
 from reproduce.compare import BAND, BANDS, Claim, claims, pairs
 from reproduce.details import details, identity
 from reproduce.findings import pair_line
@@ -45,8 +36,7 @@ THEME = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#e8e8e8": "var(-
 
 def page(found: Sequence[Record], protocol: str, with_outdated: bool = False) -> str:
     """Return the page, with the accuracies of ``protocol`` and, if asked for, what older code measured."""
-    shown, old = filter_outdated(found, with_outdated)
-    shown, lacking = with_protocol(shown, protocol)
+    shown, remarks = to_show(found, protocol, with_outdated)
     with matplotlib.style.context([figures.STYLE, STYLE]):
         drawn = figures.figures(shown, protocol)
         compared = [_compared(pair, groups, protocol, drawn) for pair, groups in by_pair(shown).items()]
@@ -55,7 +45,7 @@ def page(found: Sequence[Record], protocol: str, with_outdated: bool = False) ->
                               lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
     return environment.get_template("report.html").render(
         protocol=PROTOCOL[protocol],
-        remarks=[*old, *lacking],
+        remarks=remarks,
         overview=markup.texts([part["overview"] for part in paper]),
         paper=paper,
         compared=compared,
@@ -145,13 +135,14 @@ def _listing(shown: Sequence[Record], protocol: str) -> Markup:
     for run in shown:
         final, dense = (run.accuracy.get(stage, {}).get(protocol) for stage in ("finetune", "baseline"))
         name = f"{run.experiment} {run.key[:6]}"
+        state = "outdated" if outdated(run) else "other settings" if run.differs else "complete"
         line = {
             "Run": Markup('<a href="#{}">{}</a>').format(identity(run), name), "Method": plain(run.method),
             "Network": run.config["model"]["name"], "Data": run.data.name, "Seed": run.seed,
             "Final (%)": number(final), "Dense (%)": number(dense),
             "FLOPs drop (%)": number(run.cost.flops_drop), "Params drop (%)": number(run.cost.params_drop),
             "Epochs": sum(run.epochs.values()), "Hours": number(sum(run.seconds.values()) / 3600),
-            "State": _state(run),
+            "State": Group((), (run,)).failure or state,
         }  # fmt: skip
         lines.append({head: str(Markup.escape(cell)) for head, cell in line.items()})
     table = pd.DataFrame(lines)
@@ -163,12 +154,6 @@ def _listing(shown: Sequence[Record], protocol: str) -> Markup:
         "columnDefs": [{"targets": filtered, "columnControl": [["searchList"]]}],
     }  # fmt: skip
     return Markup(generate_init_offline_itables_html(dt_bundle) + to_html_datatable(table, **options))
-
-
-def _state(run: Record) -> str:
-    if end := run.diverged:
-        return f"diverged ({end.stage}, epoch {end.epoch})"
-    return "outdated" if outdated(run) else "other settings" if run.differs else "complete"
 
 
 def svg(figure: Figure, alternative: str) -> Markup:
@@ -187,9 +172,7 @@ def svg(figure: Figure, alternative: str) -> Markup:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; return the exit code (2: the user's mistake)."""
     parser = argparse.ArgumentParser("python -m reproduce.report", description=__doc__)
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of records/, index.html"
-    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="of records/ and index.html")
     parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to show")
     parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
     options = parser.parse_args(arguments)

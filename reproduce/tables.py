@@ -12,16 +12,7 @@ from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import markup, published
-from reproduce.aggregate import (
-    Group,
-    best,
-    by_pair,
-    filter_outdated,
-    how_to_run,
-    progress,
-    slug,
-    with_protocol,
-)
+from reproduce.aggregate import Group, best, by_pair, how_to_run, progress, slug, to_show
 from reproduce.compare import BAND, BANDS, Claim, Pair, claims, footnote, is_short, pairs
 from reproduce.drops import FIGURE, drops
 from reproduce.drops import lines as drop_lines
@@ -95,9 +86,8 @@ def documents(
     found: Sequence[Record], protocol: str, outdated: bool = False, figures: Sequence[str] = ()
 ) -> tuple[dict[str, str], dict[str, str], str]:
     """Return tables and index page by their paths below results, blocks of pages by theirs, and a summary."""
-    shown, old = filter_outdated(found, outdated)
-    shown, lacking = with_protocol(shown, protocol)
-    remarks = [f"- {escaped(text)}\n" for text in (*old, *lacking)]
+    shown, left = to_show(found, protocol, outdated)
+    remarks = [f"- {escaped(text)}\n" for text in left]
     runs: dict[str, list[Record]] = {}
     for record in shown:
         runs.setdefault(record.experiment, []).append(record)

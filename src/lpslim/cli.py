@@ -31,7 +31,6 @@ from lpslim.experiment import sweep
 from lpslim.experiment.checks import check
 from lpslim.experiment.config import Config, declared, flat, is_place
 
-INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would be written to the record; ${p} may
 KEYS = [key for key, _, _ in declared(Config())]
 PLACES = [key for key, _, metadata in declared(Config()) if is_place(metadata)]
@@ -64,7 +63,7 @@ def main(words: Sequence[str], conf: Path) -> int:
                 return 0
         return _sweep(rest, conf, Path(composed.hydra.sweep.dir).expanduser().absolute(), own.debug)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return 130  # the shell's code for a program that Ctrl-C ended
     except (UserError, RunError) as problem:
         if os.environ.get("RANK", "0") == "0":  # of several processes the first speaks
             if own.debug:

@@ -45,7 +45,7 @@ def test_a_classification_predicts_the_largest_logit_and_costs_cross_entropy():
     assert task.preds(logits).tolist() == [0, 1]
     assert torch.equal(task.loss(logits, targets, 0.1), F.cross_entropy(logits, targets, label_smoothing=0.1))
     assert task.loss(logits, targets, reduction="none").shape == (2,)
-    assert task.compute(task.preds(logits), targets) == 50.0
+    assert task.function(task.preds(logits), targets) == 50.0
 
 
 def test_a_regression_predicts_the_output_and_costs_its_squared_error():
@@ -60,4 +60,4 @@ def test_tasks_by_their_metric_and_one_of_ones_own():
         list(TASKS) == [task.metric for task in TASKS.values()] == ["accuracy", "f1", "matthews", "spearman"]
     )
     task = Task("mae", lambda preds, targets: float((preds - targets).abs().mean()), regression=True)
-    assert task.compute(task.preds(torch.tensor([[1.0], [4.0]])), torch.tensor([2.0, 2.0])) == 1.5
+    assert task.function(task.preds(torch.tensor([[1.0], [4.0]])), torch.tensor([2.0, 2.0])) == 1.5

@@ -56,7 +56,7 @@ def test_listed_layers(family, name, first, last, count, sensitive):
 def test_layers_of_other_networks_are_found_by_tracing(name):
     architecture = dense("torchvision", name, (3, 64, 64), 10)
     model = architecture.build()
-    assert architecture.units(model) == graph.discover(model, torch.zeros(1, 3, 64, 64)) != []
+    assert architecture.units(model) == graph.Graph(model, torch.zeros(1, 3, 64, 64)).discover()[0] != []
 
 
 def test_torchvisions_networks_take_three_channels():

@@ -147,7 +147,7 @@ BY_HAND = {
 @pytest.mark.parametrize(("build", "shape", "dense", "kept", "left"), BY_HAND.values(), ids=BY_HAND.keys())
 def test_costs_by_hand(build, shape, dense, kept, left):
     model, example = build().eval(), torch.rand(1, *shape)
-    units = graph.find_units(model, example, [Prunable(layer) for layer in kept])
+    units = graph.Graph(model, example).units([Prunable(layer) for layer in kept])
     predict = CostModel(layer_costs(model, example), units, parameters(model))
     assert predict.dense == count(model, example) == dense
     assert dense.macs == counted_by_torch(model, example)

@@ -17,14 +17,14 @@ from lpslim.models import family as families
 from lpslim.pruning import criteria
 from lpslim.pruning.criteria import chip, taylor
 from lpslim.pruning.feature_maps import mean_over_images
-from lpslim.pruning.graph import find_units
+from lpslim.pruning.graph import Graph
 from lpslim.pruning.units import Prunable, Units
 
 
 @pytest.fixture
 def scene(network):
     model = network("vgg", "vgg_small", (3, 16, 16))
-    units = find_units(model, torch.zeros(1, 3, 16, 16), families.get("vgg").prunable(model))
+    units = Graph(model, torch.zeros(1, 3, 16, 16)).units(families.get("vgg").prunable(model))
     return model, units, labelled(3, 16, 16)
 
 
@@ -185,7 +185,7 @@ class Grouped(nn.Module):
 def test_taylor_without_batch_norm_in_groups_and_with_a_loss_of_its_own():
     torch.manual_seed(0)
     model, batches = Grouped().double().eval(), in_double(labelled(3, 4, 4, classes=3))
-    units = find_units(model, batches[0][0][:1], [Prunable(name) for name in ("first", "middle", "hidden")])
+    units = Graph(model, batches[0][0][:1]).units([Prunable(n) for n in ("first", "middle", "hidden")])
     assert [unit.groups for unit in units] == [2, 2, 1]
 
     def loss(outputs, labels):

@@ -88,7 +88,7 @@ def test_what_is_found_in_foreign_networks_is_removed_exactly(name, random_kept)
     torch.manual_seed(0)
     model = unsettle(torchvision.models.get_model(name, weights=None, num_classes=7)).double().eval()
     images, (layers, stream) = draw(3, 64, 64), FOREIGN[name]
-    units = graph.discover(model, images[:1])
+    units = graph.Graph(model, images[:1]).discover()[0]
     assert len(units) == layers
     assert stream not in {layer for unit in units for layer in (unit.layer, *unit.producers)}
     kept = random_kept(units, seed=1)
@@ -185,9 +185,9 @@ SMALL = {
 @pytest.mark.parametrize(("build", "kept", "expected"), SMALL.values(), ids=SMALL.keys())
 def test_small_networks_are_understood_and_pruned_exactly(build, kept, expected):
     model, images = build(), draw(3, 4, 4)
-    found = graph.discover(model, images[:1])
+    found = graph.Graph(model, images[:1]).discover()[0]
     assert {unit.layer: (" ".join(sorted(unit.producers)), unit.groups) for unit in found} == expected
-    units = graph.find_units(model, images[:1], [Prunable(layer) for layer in kept])
+    units = graph.Graph(model, images[:1]).units([Prunable(layer) for layer in kept])
     assert all(unit in units for unit in found)
     assert_pruned_equals_silenced(model, units, kept, images)
 
@@ -211,10 +211,10 @@ def test_frozen_parameters_are_pruned_and_stay_frozen(network, random_kept):
     for name, parameter in model.named_parameters():
         parameter.requires_grad = not name.startswith(("conv1", "bn1", "layer1"))
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    units = graph.discover(model, example)
+    units = graph.Graph(model, example).discover()[0]
     with pytest.raises(RuntimeError, match="channels"):
-        graph.discover(model, example[:, :2])
-    assert units == graph.discover(free, example)
+        graph.Graph(model, example[:, :2])
+    assert units == graph.Graph(free, example).discover()[0]
     for network_ in (model, free):
         graph.prune(network_, example, random_kept(units, seed=1))
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
@@ -259,9 +259,9 @@ def test_layers_whose_channels_are_not_their_own_are_refused(build, channels, la
 
 
 def test_protected_and_untraceable():
-    assert [unit.layer for unit in graph.discover(called(), IMAGE, ["again"])] == ["hidden"]
+    assert [unit.layer for unit in graph.Graph(called(), IMAGE).discover(["again"])[0]] == ["hidden"]
     with pytest.raises(UserError, match="protected: the network has no 'layer9'"):
-        graph.discover(called(), IMAGE, ["layer9"])
+        graph.Graph(called(), IMAGE).discover(["layer9"])
     vit = torchvision.models.vit_b_32(weights=None)  # its attention calls no layer: the others are found
     found, left = graph.Graph(vit, torch.zeros(1, 3, 224, 224)).discover()
     assert [unit.layer.rpartition(".")[2] for unit in found] == ["0"] * 12  # of each block's MLP

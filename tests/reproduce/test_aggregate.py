@@ -6,16 +6,7 @@ import pytest
 
 from lpslim.base.errors import UserError
 from lpslim.experiment.records import VERSIONS
-from reproduce.aggregate import (
-    best,
-    by_pair,
-    filter_outdated,
-    grouped,
-    outdated,
-    run_command,
-    slug,
-    with_protocol,
-)
+from reproduce.aggregate import best, by_pair, grouped, outdated, run_command, slug, to_show
 from tests.reproduce import synthetic
 
 
@@ -78,17 +69,17 @@ def test_a_record_is_outdated_by_its_code_or_its_rule(monkeypatch):
 def test_outdated_records_are_left_out_and_named():
     name = "bert_glue/rte"
     found = [synthetic.record(name, versions={"prune": 9}), synthetic.record(name)]
-    shown, (remark,) = filter_outdated(found, keep=False)
+    shown, (remark,) = to_show(found, "last", keep=False)
     assert shown == found[1:]
     assert name in remark
     assert run_command(name).endswith("seed=0,1,2,3,4")  # a small development set
-    assert filter_outdated(found, keep=True)[0] == found
-    assert filter_outdated(shown, keep=False) == (shown, [])
+    assert to_show(found, "last", keep=True)[0] == found
+    assert to_show(shown, "last", keep=False) == (shown, [])
 
 
 def test_runs_without_a_validation_split_are_left_out_where_it_decides():
     runs = [synthetic.record("a"), synthetic.record("b", data={"val": 0})]
-    assert with_protocol(runs, "last") == (runs, [])
-    shown, remarks = with_protocol(runs, "val")
+    assert to_show(runs, "last", keep=False) == (runs, [])
+    shown, remarks = to_show(runs, "val", keep=False)
     assert shown == runs[:1]
     assert remarks == ["Left out: b (no validation split, so no protocol=val)"]

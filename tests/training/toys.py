@@ -11,7 +11,7 @@ from torch import nn
 from lpslim.data.images import TensorSplit, image_data
 from lpslim.data.splits import WHOLE, Data
 from lpslim.pruning.budget import candidates
-from lpslim.pruning.graph import find_units
+from lpslim.pruning.graph import Graph
 from lpslim.pruning.units import Prunable
 from lpslim.sparsity.penalties.lp import Lp
 from lpslim.training import distributed
@@ -102,7 +102,7 @@ def sparse(model: nn.Module) -> Callback:
 def channels(model: nn.Module, **options: Any) -> ChannelADMM:
     """Return an ADMM on the channels of the convolution, of which one of four is to stay."""
     image = torch.zeros(1, 1, 4, 4)
-    units = find_units(model, image, [Prunable("0")])
+    units = Graph(model, image).units([Prunable("0")])
     free = candidates(model, image, units, adjust=0, floor=0)
     chosen = {"ratio": 0.75, "epochs": 3, "updates_per_epoch": 2, "ramp": 0.4, "candidates": free, **options}
     return ChannelADMM(model, image, **chosen)

@@ -122,8 +122,7 @@ def verify_manifest(folder: Path) -> str:
 def set_aside(folder: Path) -> Path:
     """Rename a damaged folder out of the way, for a person to look at; return its new path."""
     aside = folder.with_name(f"{folder.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
-    os.rename(folder, aside)
-    return aside
+    return folder.rename(aside)
 
 
 def _files(folder: Path) -> list[str]:

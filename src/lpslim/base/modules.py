@@ -1,8 +1,8 @@
 """Helpers for torch modules: evaluation mode as a context, example inputs, layers by name."""
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -45,9 +45,7 @@ def example_input(shape: Sequence[int], batch: int = 1) -> Tensor:
 
 def matches(layer: str, patterns: Sequence[str]) -> bool:
     """Return whether a pattern names a layer, a module around it, or is a glob such as ``layer3.*``."""
-    return any(
-        layer == name or layer.startswith(f"{name}.") or fnmatch.fnmatchcase(layer, name) for name in patterns
-    )
+    return any(layer == name or layer.startswith(f"{name}.") or fnmatchcase(layer, name) for name in patterns)
 
 
 def weight_of(model: nn.Module, layer: str) -> Tensor:

@@ -30,8 +30,7 @@ def find(package: str, name: str) -> ModuleType:
     if name in _own(package):
         return importlib.import_module(f"lpslim.{package}.{name}")
     if (found := _installed(package).get(name)) is not None:
-        module = found.load()
-        assert isinstance(module, ModuleType)
+        module: ModuleType = found.load()
         return module
     raise UserError(f"{package}: {name!r} is not one of {', '.join(choices(package))}")
 
@@ -50,25 +49,20 @@ def arguments(
 ) -> dict[str, Any]:
     """Return the keyword arguments of a plug-in's ``build``: ``knobs`` that it asks for, and ``options``.
 
-    key: the configuration key of the options, for the message.
-
-    Raises:
-        UserError: an option is unknown to ``build``, or a parameter without a default is not given.
+    key: the configuration key of the options, for the message. UserError: an option is unknown to ``build``,
+    or a parameter without a default is not given.
     """
     parameters = inspect.signature(build).parameters
     own = [name for name in parameters if name not in knobs]
     for name in options:
         if name not in own:
-            raise UserError(f"{key}.{name}={options[name]}: no such option; {_listed(own)}")
+            known = f"one of {', '.join(own)}" if own else "there are none"
+            raise UserError(f"{key}.{name}={options[name]}: no such option; {known}")
     given = {**{name: knobs[name] for name in parameters if name in knobs}, **options}
     for name in own:
         if name not in given and parameters[name].default is inspect.Parameter.empty:
             raise UserError(f"{key}.{name}: must be given")
     return given
-
-
-def _listed(names: list[str]) -> str:
-    return f"one of {', '.join(names)}" if names else "there are none"
 
 
 def _own(package: str) -> list[str]:

@@ -57,10 +57,6 @@ class Task:
         """Return the predicted classes, or numbers, (B,)."""
         return outputs.squeeze(-1).float() if self.regression else outputs.argmax(dim=1)
 
-    def compute(self, preds: Tensor, targets: Tensor) -> float:
-        """Return the metric over all samples at once, in percent; tensors (N,) on any device."""
-        return self.function(preds.cpu(), targets.cpu())
-
 
 CLASSIFICATION = Task("accuracy", accuracy)
 OTHERS = (Task("f1", f1), Task("matthews", matthews), Task("spearman", spearman, regression=True))

@@ -95,10 +95,8 @@ class Data:
 def hold_out(count: int, fraction: float) -> tuple[Tensor, Tensor]:
     """Return (training, validation) indices of ``count`` samples, sorted, at least one each.
 
-    With ``fraction`` 0 all are for training, and none for validation.
-
-    They depend on the arguments alone, not on a run's seed: all runs validate on the same samples.
-    UserError if there are fewer than two.
+    With ``fraction`` 0 all are for training. They depend on the arguments alone, not on a run's seed: all
+    runs validate on the same samples. UserError if there are fewer than two.
     """
     if not fraction:
         return torch.arange(count), torch.arange(0)

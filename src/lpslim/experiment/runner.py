@@ -113,10 +113,8 @@ def _check(run: stages.Run) -> None:
     try:
         model = storage.dense(chosen.family, chosen.name, data.shape, data.num_classes).build()
         candidates = run.candidates(model)
-    except (IndexError, RuntimeError) as problem:  # too small for its poolings, or too long a text
-        raise UserError(
-            f"model.name={chosen.name}: does not take inputs {data.shape}: {problem}"
-        ) from problem
+    except (IndexError, RuntimeError) as fault:  # too small for its poolings, or too long a text
+        raise UserError(f"model.name={chosen.name}: does not take inputs {data.shape}: {fault}") from fault
     family = families.get(chosen.family)
     family.check(model, data)
     if config.granularity == "weights":

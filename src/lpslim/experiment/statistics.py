@@ -19,6 +19,11 @@ class Summary:
     sd: float | None
     n: int
 
+    @property
+    def half(self) -> float | None:
+        """Half of the mean's 95 % confidence interval by Student's t; None for one value."""
+        return None if self.sd is None else float(stdtrit(self.n - 1, 0.975)) * self.sd / math.sqrt(self.n)
+
     def text(self) -> str:
         """Return ``93.41 ± 0.12``, or ``93.41`` below n = 3."""
         spread = f" ± {self.sd:.2f}" if self.sd is not None and self.n >= SPREAD_FROM else ""
@@ -34,33 +39,9 @@ def summary(values: Sequence[float]) -> Summary:
     return Summary(mean, sd, n)
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Mean of n values with its 95 % confidence interval by Student's t, None for one value."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-
-    @property
-    def has_zero(self) -> bool:
-        """Whether the interval is known and contains 0: the sign of the mean may be chance."""
-        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Return the mean of ``values`` (n,) with its interval; ValueError as in ``summary``."""
-    found = summary(values)
-    if found.sd is None:
-        return Interval(found.mean, None, None, found.n)
-    half = float(stdtrit(found.n - 1, 0.975)) * found.sd / math.sqrt(found.n)
-    return Interval(found.mean, found.mean - half, found.mean + half, found.n)
-
-
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Summary:
     """Return first minus second, seed by seed, over the seeds of both (ValueError: there is none)."""
-    return interval([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+    return summary([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
 
 
 def verdict(measured: float, published: float, band: float) -> Literal["within", "below", "above"]:

@@ -108,9 +108,7 @@ def configuration(name: str) -> dict[str, Any]:
 def positions(name: str) -> int:
     """Return how many tokens an encoder reads at most; UserError if there is none of this name."""
     config = _config(name, NAME)
-    unused = (
-        config.pad_token_id + 1 if config.model_type in ("roberta", "mpnet") else 0
-    )  # they count from there
+    unused = config.pad_token_id + 1 if config.model_type in ("roberta", "mpnet") else 0  # before the first
     return config.max_position_embeddings - unused
 
 

@@ -44,12 +44,12 @@ class Family(ABC):
         return []
 
     def units(self, model: nn.Module, example: Tensor) -> list[Units]:
-        """Return the prunable units of a dense network; errors as :func:`graph.find_units`.
+        """Return the prunable units of a dense network; errors as :meth:`graph.Graph.units`.
 
         Those found by tracing are checked: without them the network computes what it does with zeros there.
         """
         listed = self.prunable(model)
-        return graph.find_units(model, example, listed) if listed else check.survey(model, example).units
+        return graph.Graph(model, example).units(listed) if listed else check.survey(model, example).units
 
     def coupled_units(self, model: nn.Module, example: Tensor) -> list[Units]:
         """Return the units found by tracing, those that several layers make together among them."""

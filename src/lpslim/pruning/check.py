@@ -9,7 +9,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import psutil
@@ -94,11 +94,6 @@ class Comparison:
             self.runs += [Run(mode, inputs) for inputs in drawn if self._runs(mode, inputs)][:1]
         if not self.runs:
             raise UserError("example: no output for it is a number to compare; check=False skips this")
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """Modes in which the network runs and is compared."""
-        return tuple(dict.fromkeys(mode for mode, _ in self.runs))
 
     def _runs(self, mode: str, inputs: Example) -> bool:
         """Return whether the network itself runs so; some take one batch size, or need labels to train."""
@@ -190,18 +185,13 @@ def _precisions(model: nn.Module) -> list[torch.dtype]:
 @contextmanager
 def _silenced(model: nn.Module, cuts: Sequence[Cut]) -> Iterator[None]:
     """Let every layer that reads removed channels read zeros there."""
-    handles = []
-    for cut in cuts:
-        if cut.reads:
+    with ExitStack() as hooks:
+        for cut in (cut for cut in cuts if cut.reads):
             layer = model.get_submodule(cut.name)
             axis = -1 - len(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else -1
             hook = functools.partial(_zeros, axis=axis, indices=torch.tensor(cut.indices))
-            handles.append(layer.register_forward_pre_hook(hook))
-    try:
+            hooks.enter_context(layer.register_forward_pre_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _zeros(_: nn.Module, inputs: Any, *, axis: int, indices: Tensor) -> tuple[Any, ...]:

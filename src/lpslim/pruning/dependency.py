@@ -147,9 +147,8 @@ class Walk:
                 mapped = self._mapped(found, edge) if edge.is_triggered_by(cut) else []
                 if not mapped or not self._takes(layers[0], edge, max(index.idx for index in mapped)):
                     continue
-                if (
-                    len({index.idx for index in mapped}) > traced.widest
-                ):  # in windows or patches they would multiply without end
+                # in windows or patches they would multiply without end
+                if len({index.idx for index in mapped}) > traced.widest:
                     where = f"its channels pass {edge.target.name}"
                     raise UserError(f"layer {layers[0]!r}: {where}, where they cannot be told from positions")
                 known, new = self.reached.setdefault(target, {}), []

@@ -1,7 +1,9 @@
-"""Outputs of layers while a network runs, and means over the feature maps among them."""
+"""Means over the feature maps of layers while a network runs."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +12,6 @@ from torch import Tensor, nn
 from lpslim.base.errors import UserError
 from lpslim.base.modules import eval_mode, weight_of
 from lpslim.pruning.units import Units, norm_name
-
-
-@contextmanager
-def watched(model: nn.Module, layers: Iterable[str], record: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Hold a network in evaluation mode; pass every output of these layers to ``record(layer, output)``."""
-    handles = [
-        model.get_submodule(layer).register_forward_hook(lambda _, __, out, layer=layer: record(layer, out))
-        for layer in layers
-    ]
-    try:
-        with eval_mode(model):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check(model: nn.Module, units: Sequence[Units]) -> None:
@@ -36,11 +23,9 @@ def check(model: nn.Module, units: Sequence[Units]) -> None:
 
 @torch.no_grad()
 def mean_over_images(
-    model: nn.Module,
-    units: Sequence[Units],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    model: nn.Module, units: Sequence[Units], batches: Iterable[tuple[Tensor, Tensor]],
     measure: Callable[[Tensor], Tensor],
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """Return the mean over all images of a measure of each channel's map, float64 (channels,) for each layer.
 
     A layer's maps are its output after the batch-norm that follows it (if one does) and a ReLU, whatever
@@ -51,10 +36,13 @@ def mean_over_images(
     totals = {source: torch.zeros((), dtype=torch.float64) for source in sources}
     images = 0
 
-    def record(source: str, maps: Tensor) -> None:
+    def record(source: str, _: nn.Module, __: Any, maps: Tensor) -> None:
         totals[source] = totals[source] + measure(F.relu(maps)).double().sum(dim=0).cpu()
 
-    with watched(model, sources, record):
+    with eval_mode(model), ExitStack() as hooks:
+        for source in sources:
+            layer = model.get_submodule(source)
+            hooks.enter_context(layer.register_forward_hook(partial(record, source)))
         for inputs, _ in batches:
             model(inputs)
             images += len(inputs)

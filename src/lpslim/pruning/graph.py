@@ -28,32 +28,16 @@ REMEDY = (
 )
 
 
-def find_units(model: nn.Module, example: Example, prunables: Sequence[Prunable]) -> list[Units]:
-    """Return the units of each prunable layer with every layer that they touch.
-
-    A unit is one output channel and all that can only go with it: where a layer is, or feeds, a convolution
-    in groups, one channel of each group; where it is added to others, theirs. example: one input, on the
-    model's device. UserError if a layer is unknown, shares units with another, or touches layers with one
-    weight.
-    """
-    return Graph(model, example).units(prunables)
-
-
-def discover(model: nn.Module, example: Example, protected: Sequence[str] = ()) -> list[Units]:
-    """Return the units that :meth:`Graph.discover` finds."""
-    return Graph(model, example).discover(protected)[0]
-
-
 def prune(model: nn.Module, example: Example, kept: Mapping[str, Sequence[int]]) -> None:
     """Remove, in place, the units that are not in ``kept`` (layer name -> sorted original indices).
 
-    Nothing is removed when it raises: a UserError as :func:`find_units`, or over indices that are no choice.
+    Nothing is removed when it raises: a UserError as :meth:`Graph.units`, or over indices that are no choice.
     """
     apply(model, [cut for cuts in Graph(model, example).cuts(kept).values() for cut in cuts])
 
 
 class Graph:
-    """Network that was traced once on an example, and is walked for the channels that go together.
+    """Network, traced once on an example on its device, and walked for the channels that go together.
 
     UserError if Torch-Pruning cannot follow the network at all.
     """
@@ -65,7 +49,12 @@ class Graph:
         self.known: dict[str, Callable[[], Units]] = {}  # by name, of every walk so far
 
     def units(self, prunables: Sequence[Prunable]) -> list[Units]:
-        """Return the units of these layers, as :func:`find_units`."""
+        """Return the units of these layers with every layer that they touch.
+
+        A unit is one output channel and all that can only go with it: where a layer is, or feeds, a
+        convolution in groups, one channel of each group; where it is added to others, theirs. UserError if a
+        layer is unknown, shares units with another, or touches layers with one weight.
+        """
         found, owner = list[Units](), dict[tuple[str, int], str]()
         for layer, sensitive in ((p.layer, p.sensitive) for p in prunables):
             if layer not in self.known:

@@ -45,11 +45,6 @@ class Pruned:
         left = [f"left alone: {line}" for line in _grouped(self.left_alone)]
         return "\n".join([*lines, *left, f"{self.budget}: reached {self.reached:.4f}"])
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of an input without the batch, such as (channels, height, width); of several inputs none."""
-        return tuple(self.example.shape[1:]) if isinstance(self.example, torch.Tensor) else ()
-
 
 def prune(
     model: nn.Module,
@@ -108,7 +103,7 @@ def prune(
         before, after = dense.cost.dense, count(smaller, example) if check else dense.cost(widths)
     counts = {"target_flops": (after.macs, before.macs), "target_params": (after.params, before.params)}
     now, then = counts.get(key, (sum(widths), sum(unit.size for unit in dense.units)))
-    modes = survey.comparison.modes if survey.comparison else ()
+    modes = tuple(dict.fromkeys(run.mode for run in survey.comparison.runs)) if survey.comparison else ()
     asked, reached, left = f"{key}={value:g}", 1 - now / then, survey.left
     return Pruned(smaller, tuple(dense.units), kept, before, after, example, asked, reached, left, modes)
 

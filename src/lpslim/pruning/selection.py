@@ -32,12 +32,9 @@ def uniform(values: Tensor) -> Tensor:
     return values.argsort(stable=True).argsort().double() / len(values)
 
 
-def raw(values: Tensor) -> Tensor:
-    """Return values (n,) as they are: one threshold for all layers."""
-    return values
-
-
-SCORE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {"minmax": minmax, "uniform": uniform, "raw": raw}
+SCORE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "minmax": minmax, "uniform": uniform, "raw": lambda values: values,  # one threshold for all layers
+}  # fmt: skip
 
 
 def of_units(units: Sequence[Units], scores: Mapping[str, Tensor], norm: str) -> list[Tensor]:

@@ -72,9 +72,8 @@ class Units:
     def check(self, chosen: Sequence[int]) -> None:
         """Refuse units to keep (UserError) that are none, not sorted, not distinct, or beyond the last."""
         if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < self.size:
-            raise UserError(
-                f"layer {self.layer!r}: kept units must be sorted, distinct, in 0..{self.size - 1}, not none"
-            )
+            wanted = f"sorted, distinct, in 0..{self.size - 1}, not none"
+            raise UserError(f"layer {self.layer!r}: kept units must be {wanted}")
 
 
 def regularised_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -88,13 +87,12 @@ def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:
 
     UserError if there are not as many, such as those of a transposed convolution's inputs.
     """
-    for unit, own in zip(units, scores, strict=True):
-        if own.numel() != (channels := unit.groups * unit.size * unit.head_dim):
-            raise UserError(
-                f"layer {unit.layer!r}: the criterion scores {own.numel()} channels of {channels}"
-            )
-    pairs = zip(units, scores, strict=True)
-    return [s.view(unit.groups, unit.size, unit.head_dim).sum(dim=(0, 2)) for unit, s in pairs]
+    sums = []
+    for unit, s in zip(units, scores, strict=True):
+        if s.numel() != (channels := unit.groups * unit.size * unit.head_dim):
+            raise UserError(f"layer {unit.layer!r}: the criterion scores {s.numel()} channels of {channels}")
+        sums.append(s.view(unit.groups, unit.size, unit.head_dim).sum(dim=(0, 2)))
+    return sums
 
 
 def norm_name(model: nn.Module, units: Units) -> str | None:

@@ -26,10 +26,12 @@ def prune(
     dense, prices = remaining(model, layers), dict.fromkeys(scored, 1.0)
     amount = budget.ratio * sum(weight.numel() for weight in scored.values())
     if budget.target_flops is not None:
-        prices, amount = positions(layers, list(scored)), budget.target_flops * dense.macs
+        prices, amount = positions(layers), budget.target_flops * dense.macs
     elif budget.target_params is not None:
         amount = removed_share(budget.target_params, dense.params) * dense.params
-    apply(model, smallest(scored, own, prices, amount))
+    masks = smallest(scored, own, prices, amount)
+    for name, weight in own.items():
+        weight.detach().mul_(masks[name])
     return dense, remaining(model, layers)
 
 
@@ -52,24 +54,16 @@ def smallest(
     return {name: mask.view_as(Z[name]) for name, mask in zip(Z, masks, strict=True)}
 
 
-def positions(layers: Sequence[LayerCost], names: Sequence[str]) -> dict[str, float]:
-    """Return per weight tensor the multiply-adds that one of its entries costs."""
-    prices = {f"{layer.name}.weight": float(layer.positions) for layer in layers}
-    return {name: prices[name] for name in names}
-
-
-@torch.no_grad()
-def apply(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the masked weights to zero, in place."""
-    for name, weight in regularised_weights(model).items():
-        weight.mul_(masks[name])
+def positions(layers: Sequence[LayerCost]) -> dict[str, float]:
+    """Return, by the name of its weight, the multiply-adds that one entry of a layer costs."""
+    return {f"{layer.name}.weight": float(layer.positions) for layer in layers}
 
 
 def remaining(model: nn.Module, layers: Sequence[LayerCost]) -> Cost:
     """Return the cost of the weights that are not zero; other parameters count as ever."""
-    weights = regularised_weights(model)
+    weights, prices = regularised_weights(model), positions(layers)
     alive = {name: int(weight.count_nonzero()) for name, weight in weights.items()}
-    macs = sum(price * alive[name] for name, price in positions(layers, list(weights)).items())
+    macs = sum(prices[name] * count for name, count in alive.items())
     zeros = sum(weight.numel() - alive[name] for name, weight in weights.items())
     return Cost(int(macs), parameters(model) - zeros)
 

@@ -50,9 +50,7 @@ class GroupADMM:
     ) -> None:  # fmt: skip
         self.weights, self.weight = [parameters[part.name].detach() for part in slices], weight
         device = self.weights[0].device
-        self.slices = [
-            part._replace(channels=part.channels.to(device), group=part.group.to(device)) for part in slices
-        ]
+        self.slices = [p._replace(channels=p.channels.to(device), group=p.group.to(device)) for p in slices]
         self.layers = layers.to(device)
         self.scales = self._scales()
         self.Z, self.V = ([w.clone() for w in self.weights] for _ in range(2))  # U starts at zero
@@ -122,14 +120,12 @@ class GroupADMM:
 
         held: the choice is final: the groups that stay are free, and those that go are drawn to zero itself.
         """
-        shares = torch.full_like(self.layers, share, dtype=torch.float64)
+        each = torch.full_like(self.layers, share, dtype=torch.float64)
         if held:
-            shares[self.stays] = 0.0
+            each[self.stays] = 0.0
             for part, v in zip(self.slices, self.V, strict=True):
                 v.mul_(self._spread(part, v, self.stays.double(), 1.0))
-        self.shares = [
-            self._spread(p, w, shares, 0.0) for p, w in zip(self.slices, self.weights, strict=True)
-        ]
+        self.shares = [self._spread(p, w, each, 0.0) for p, w in zip(self.slices, self.weights, strict=True)]
 
     @torch.no_grad()
     def step(self) -> None:

@@ -31,7 +31,7 @@ def evaluate(model: nn.Module, split: Split, *, task: Task, share: Share = WHOLE
     if share.world > 1:
         loss, pairs = sum(gather_object([loss])), gather_object(pairs)
     preds, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return {"accuracy": task.compute(preds, labels), "loss": loss / len(split)}
+    return {"accuracy": task.function(preds, labels), "loss": loss / len(split)}
 
 
 @contextmanager

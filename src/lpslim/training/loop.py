@@ -108,11 +108,8 @@ def fit(
 
     Rows hold epoch (from 1), lr, train_loss, val_accuracy (unless that split is empty), test_accuracy (the
     task's metric in percent), test_loss and seconds; ``after_epoch`` is called with each, also with those
-    from before a checkpoint. Several processes must call this together.
-
-    Raises:
-        DivergenceError: a loss is not finite.
-        UserError: the device is not there.
+    from before a checkpoint. Several processes must call this together. DivergenceError: a loss is not
+    finite; UserError: the device is not there.
     """
     runtime, callback, images = resolved(runtime), callback or Callback(), len(data.shape) == 3
     accelerator = make_accelerator(runtime)
