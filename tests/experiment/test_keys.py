@@ -198,3 +198,9 @@ def test_the_place_of_an_encoders_folder_is_in_no_key_and_no_record(tmp_path):
         assert str(tmp_path) not in str(public(config))
         found.append({name: step.key for name, step in plan(config, DATA).items()})
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("key", ["penalty_options", "options"])
+def test_options_that_a_plug_in_does_not_know_are_refused(key):
+    with pytest.raises(UserError, match=rf"^regularizer\.{key}\.eps=1: no such option; there are none"):
+        planned(**{f"regularizer__{key}": {"eps": 1}})
