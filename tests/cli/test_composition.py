@@ -12,9 +12,6 @@ from lpslim.sparsity import admm
 from lpslim.training.schedule import scaled
 from tests.composing import CONF, composed, configured
 
-# composing takes twice as long where coverage is measured, and other tests run the same lines
-pytestmark = pytest.mark.no_cover
-
 GROUPS = ("model", "dataset", "regularizer", "criterion", "method", "schedule", "trainer", "profile", "debug")
 
 
