@@ -100,7 +100,8 @@ def real(content: dict[str, Any]) -> str:
         shares = (f"-{row[key]:.1%}" for key in ("reached", "parameters"))
         scores = (f"{row[key]:.2f} %" for key in ("cut_accuracy", "accuracy"))
         lines.append([NAMES[row["method"]], *shares, *scores, f"{row['difference']:.0e}"])
-    ends, dense = {row["method"]: row["accuracy"] for row in content["rows"]}, content["dense_accuracy"]
+    ends = {row["method"]: row["accuracy"] for row in content["rows"]}
+    dense = content["dense_accuracy"]
     return STREAMS.format(**settings, dense=dense, gain=ends["on"] - ends["off"], table=_lines(lines))
 
 
