@@ -24,16 +24,14 @@ pruned to 30 and 50 % fewer multiply-adds by `lpslim.prune(model, example, targe
 
 {counts}
 
-`python -m benchmarks.zoo` measures what `benchmarks/results/zoo.json` lacks, `python -m benchmarks.zoo
---render` renders this page from it. Measured on {dates}: {versions}.
+{about}
 
 - **Cells**: the share of the multiply-adds that is gone. *Most*: the target was refused, and this is the
   most that the refusal named, asked for in its place. *Refused*: no network came back, for the reason below
   the table.
 - **Difference**: the largest one between the pruned network and the silenced original, in which every layer
   that reads a removed channel reads zero there, relative to the largest output: the greatest of the row's
-  results. Exact is below {exact:.1e}. Silencing itself moves the outputs by
-  {moved:.1g} or more.
+  results. Exact is below {exact:.1e}. Silencing itself moves the outputs by {moved:.1g} or more.
 - **Cut**: layers that lost outputs at the target of 0.3, `coupled` off and on, and all convolutions and
   linear layers.
 - **Left alone**: layers that kept their width in these two for a reason that `Pruned.left_alone` names.
@@ -80,10 +78,12 @@ def zoo(content: dict[str, Any]) -> str:
     dates = sorted({row["date"] for row in rows})
     packages = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     machine = content["machine"]["processor"]
+    about = "`python -m benchmarks.zoo` measures what `benchmarks/results/zoo.json` lacks, `python -m "
+    about += f"benchmarks.zoo --render` renders this page from it. Measured from {dates[0]} to {dates[-1]}: "
+    about += f"{machine}, {packages}, by {len({row['code'] for row in rows})} states of the pruning code."
     return TEXT.format(
         counts=counts(rows),
-        dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
-        versions=f"{machine}, {packages}, by {len({row['code'] for row in rows})} states of the pruning code",
+        about=textwrap.fill(about, 108, break_on_hyphens=False),
         exact=EXACT,
         moved=min(row["moved"] for row in rows if row["way"] in OURS and "moved" in row),
         table=table(rows),
