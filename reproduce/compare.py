@@ -25,14 +25,8 @@ COMPLETE = {  # samples: train with val, test
 
 KNOBS = ("p", "M", "rho", "lamb", "granularity", "retrain", "criterion")  # with the regulariser: a method
 DEFAULTS = dict(flat(asdict(Config())))
-METHOD = {
-    *KNOBS,
-    "regularizer",
-    "scratch",
-    "equal_epochs",
-    "ratio",
-    "seed",
-}  # what may differ between comparable runs
+# what may differ between comparable runs
+METHOD = {*KNOBS, "regularizer", "scratch", "equal_epochs", "ratio", "seed"}
 
 Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
 

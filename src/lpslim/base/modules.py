@@ -1,6 +1,7 @@
-"""Helpers for torch modules: evaluation mode as a context, example inputs, layers by name."""
+"""Helpers for torch modules: evaluation mode as a context, copies, example inputs, layers by name."""
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,6 +13,10 @@ from lpslim.base.errors import UserError
 
 TOKEN = 5  # a token id that no vocabulary has for padding
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
+REMEDY = (
+    "take weight_norm, spectral_norm, parametrisations or masks off first (remove_parametrizations, "
+    "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils)"
+)
 
 
 @contextmanager
@@ -31,6 +36,25 @@ def call(model: nn.Module, example: Example) -> Any:
     if isinstance(example, dict):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Return inputs or outputs with a function applied to every tensor among them."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(entry, function) for key, entry in value.items()}
+    mapped = [map_tensors(entry, function) for entry in value] if isinstance(value, tuple | list) else value
+    return tuple(mapped) if isinstance(value, tuple) else mapped
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a network; UserError, with the way out, if it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as problem:
+        name, reason = type(model).__name__, str(problem).partition(".")[0]
+        raise UserError(f"{name}: cannot be copied ({reason}): {REMEDY}") from problem
 
 
 def example_input(shape: Sequence[int], batch: int = 1) -> Tensor:

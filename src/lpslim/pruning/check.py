@@ -8,7 +8,7 @@ are drawn at random first, so that no branch is silent. Nothing here knows what 
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, call
+from lpslim.base.modules import Example, call, copied, map_tensors
 from lpslim.pruning.dependency import apply
-from lpslim.pruning.graph import REMEDY, Graph
-from lpslim.pruning.units import CONVOLUTIONS, Cut, Units
+from lpslim.pruning.graph import Graph
+from lpslim.pruning.units import Cut, Units, channel_axis
 
 PATIENCE = 5.0  # seconds before a progress bar appears
 COPIES = 3  # of the network, at a time: as it is, silenced, and smaller
@@ -80,7 +80,7 @@ class Comparison:
         dtypes = _precisions(model)
         for dtype in dtypes:
             whole = _unsilenced(copied(model).to(dtype)).eval()
-            first = _map(example, functools.partial(_cast, dtype=dtype))
+            first = map_tensors(example, functools.partial(_cast, dtype=dtype))
             try:
                 outputs = _run(whole, first)
                 break
@@ -90,7 +90,7 @@ class Comparison:
         self.whole, self.tolerance = whole, torch.finfo(dtype).eps ** 0.5
         self.runs = [Run("evaluation", first)] if _comparable(outputs) else []
         for mode, batches in (("evaluation", (2, 1)), ("training", (2,))):
-            drawn = (_map(first, functools.partial(_drawn, batch=batch)) for batch in batches)
+            drawn = (map_tensors(first, functools.partial(_drawn, batch=batch)) for batch in batches)
             self.runs += [Run(mode, inputs) for inputs in drawn if self._runs(mode, inputs)][:1]
         if not self.runs:
             raise UserError("example: no output for it is a number to compare; check=False skips this")
@@ -159,15 +159,6 @@ class Comparison:
         return ""
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a network; UserError, with the way out, if it cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as problem:
-        name, reason = type(model).__name__, str(problem).partition(".")[0]
-        raise UserError(f"{name}: cannot be copied ({reason}): {REMEDY}") from problem
-
-
 def _precisions(model: nn.Module) -> list[torch.dtype]:
     """Return float64 and a network's own precision, if its copies fit into memory; UserError if none do."""
     weights = [p for p in model.parameters() if p.is_floating_point()]
@@ -188,8 +179,8 @@ def _silenced(model: nn.Module, cuts: Sequence[Cut]) -> Iterator[None]:
     with ExitStack() as hooks:
         for cut in (cut for cut in cuts if cut.reads):
             layer = model.get_submodule(cut.name)
-            axis = -1 - len(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else -1
-            hook = functools.partial(_zeros, axis=axis, indices=torch.tensor(cut.indices))
+            indices = torch.tensor(cut.indices)
+            hook = functools.partial(_zeros, axis=channel_axis(layer), indices=indices)
             hooks.enter_context(layer.register_forward_pre_hook(hook))
         yield
 
@@ -204,7 +195,7 @@ def _run(model: nn.Module, inputs: Example) -> list[Tensor]:
     with torch.random.fork_rng(), _NoDropout():  # under which torch fuses no attention
         torch.manual_seed(0)
         outputs: list[Tensor] = []
-        _map(call(model, inputs), outputs.append)
+        map_tensors(call(model, inputs), outputs.append)
         return outputs
 
 
@@ -240,16 +231,6 @@ def _drawn(example: Tensor, batch: int) -> Tensor:
         return shaped.clone()
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shaped.shape, generator=generator, dtype=torch.float64).to(example)
-
-
-def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Return inputs or outputs with a function applied to every tensor among them."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _map(entry, function) for key, entry in value.items()}
-    mapped = [_map(entry, function) for entry in value] if isinstance(value, tuple | list) else value
-    return tuple(mapped) if isinstance(value, tuple) else mapped
 
 
 def _comparable(outputs: Sequence[Tensor]) -> bool:

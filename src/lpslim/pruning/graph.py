@@ -9,7 +9,7 @@ from operator import itemgetter
 from torch import nn
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, matches
+from lpslim.base.modules import REMEDY, Example, matches
 from lpslim.pruning.dependency import UNTRACEABLE, Channels, Traced, Walk, apply, tied
 from lpslim.pruning.units import (
     BATCH_NORMS,
@@ -20,11 +20,6 @@ from lpslim.pruning.units import (
     Units,
     is_depthwise,
     width_of,
-)
-
-REMEDY = (
-    "take weight_norm, spectral_norm, parametrisations or masks off first (remove_parametrizations, "
-    "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils)"
 )
 
 

@@ -12,7 +12,7 @@ from lpslim.base.errors import UserError
 from lpslim.base.modules import Example, call
 from lpslim.pruning.budget import Candidates
 from lpslim.pruning.check import Comparison
-from lpslim.pruning.units import CONVOLUTIONS, Units
+from lpslim.pruning.units import Units, channel_axis
 from lpslim.sparsity.channels import Slice
 
 Owners = dict[tuple[str, bool, int], dict[int, int]]  # (name, reads, axis) of a cut -> its index -> the unit
@@ -91,6 +91,5 @@ def _loud(model: nn.Module, example: Example, units: Sequence[Units], owners: Ow
 
 
 def _listen(module: nn.Module, inputs: Any, *, known: dict[int, int], heard: set[int]) -> None:
-    axis = -1 - len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else -1
-    loud = inputs[0].movedim(axis, 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    loud = inputs[0].movedim(channel_axis(module), 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
     heard.update(known[i] for i in loud if i in known)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, eval_mode
+from lpslim.base.modules import Example, copied, eval_mode
 from lpslim.pruning import check as exactness
 from lpslim.pruning import criteria
 from lpslim.pruning.budget import Budget, Candidates, candidates, only
@@ -154,4 +154,4 @@ def _copied(model: nn.Module) -> nn.Module:
     for parameter, value in model.named_parameters():
         if not value.isfinite().all():
             raise UserError(f"{parameter}: has values that are not finite, which no score can rank")
-    return exactness.copied(model)
+    return copied(model)

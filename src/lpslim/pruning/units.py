@@ -114,6 +114,11 @@ def width_of(layer: Any) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
+def channel_axis(layer: Any) -> int:
+    """Return the axis of a layer's input that holds its channels, counted from the last."""
+    return -1 - len(layer.kernel_size) if isinstance(layer, CONVOLUTIONS) else -1
+
+
 def is_depthwise(layer: nn.Module) -> bool:
     """Return whether a layer is a convolution of each channel by itself."""
     return isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels == layer.out_channels

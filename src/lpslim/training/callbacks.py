@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example
+from lpslim.base.modules import Example, copied
 from lpslim.pruning import budget, check, graph, groups
 from lpslim.pruning.budget import Budget, Candidates
 from lpslim.pruning.prune import Pruned
@@ -206,7 +206,7 @@ class ChannelADMM(Regularizer):
 
     def cut(self) -> Pruned:
         """Return the network without the units that go; the original is left as it is, with the pull on."""
-        smaller, kept, units = check.copied(self.model), self.kept(), tuple(self.every.units)
+        smaller, kept, units = copied(self.model), self.kept(), tuple(self.every.units)
         graph.prune(smaller, self.example, kept)
         cost, widths = self.every.cost, [len(kept[unit.layer]) for unit in units]
         shares = {"target_flops": cost.flops_drop(widths), "target_params": cost.params_drop(widths),
