@@ -150,7 +150,7 @@ def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> No
     _dense(axes.axvline, [group for group, *_ in drawn], protocol)
     axes.set_yticks(range(len(lines)), [name for *_, name, _ in lines])
     note = f", n = {min(counts)}" if len(counts) == 1 else ""
-    note += "; dots: seeds, bar: 95 % interval" * (max(counts) > 1)
+    note += "; dots: seeds" * (max(counts) > 1) + ", bar: 95 % interval" * (max(counts) >= SPREAD_FROM)
     axes.set(xlabel=f"test {drawn[0][0].first.data.metric} (%){note}", ylim=(-0.7, len(lines) - 0.3))
     axes.margins(x=0.08)
 
