@@ -14,6 +14,7 @@ from lpslim.pruning.budget import candidates
 from lpslim.pruning.cost import count
 from lpslim.pruning.units import Prunable
 from tests.conftest import unsettle
+from tests.pruning import test_any_network
 
 IMAGE = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
 
@@ -97,21 +98,12 @@ def test_what_is_found_in_foreign_networks_is_removed_exactly(name, random_kept)
     assert dense.cost([len(kept[unit.layer]) for unit in units]) == count(model, images[:1])
 
 
-class Net(nn.Module):
-    """Layers by name with drawn parameters, and a function of them and the input."""
+class Net(test_any_network.Net):
+    """Layers by name with drawn parameters, in float64, and a function of them and the input."""
 
     def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        torch.manual_seed(0)
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, 0.2, 0.5)  # with a mean: few dead channels
+        super().__init__(function, **layers)
         self.double().eval()
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def grouped(groups):
