@@ -25,8 +25,9 @@ COMPLETE = {  # samples: train with val, test
 
 KNOBS = ("p", "M", "rho", "lamb", "granularity", "retrain", "criterion")  # with the regulariser: a method
 DEFAULTS = dict(flat(asdict(Config())))
-# what may differ between comparable runs
+# what may differ between comparable runs: the method, and what changes the last bits alone
 METHOD = {*KNOBS, "regularizer", "scratch", "equal_epochs", "ratio", "seed"}
+NUMERICS = {"trainer.channels_last", "trainer.compile"}
 
 Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
 
@@ -145,7 +146,8 @@ def comparable(groups: Sequence[Group]) -> list[list[Group]]:
     gathered: dict[str, list[Group]] = {}
     for group in groups:
         config = {**DEFAULTS, **dict(flat(group.first.config))}  # a setting may be younger than a record
-        same = {k: v for k, v in config.items() if k not in IGNORED_KEYS and k.split(".")[0] not in METHOD}
+        free = {*IGNORED_KEYS, *NUMERICS}
+        same = {k: v for k, v in config.items() if k not in free and k.split(".")[0] not in METHOD}
         if config["target_flops"] is config["target_params"] is None:
             same["ratio"] = config["ratio"]
         gathered.setdefault(canonical([same, group.first.data.fingerprint]), []).append(group)

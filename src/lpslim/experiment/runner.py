@@ -133,8 +133,11 @@ def _check(run: stages.Run) -> None:
 
 
 def _differences(run: stages.Run, experiment: Config) -> dict[str, list[Any]]:
-    """Return key -> [the experiment file's, the run's] value; empty where both have the same group."""
-    trainer = runtime.resolved(replace(experiment.trainer, device=run.config.trainer.device))
+    """Return key -> [the experiment file's, the run's] value; empty where both have the same group.
+
+    Memory layout and compilation change the last bits alone, and are the run's own affair.
+    """
+    trainer = runtime.resolved(replace(run.config.trainer, precision=experiment.trainer.precision))
     experiment = replace(experiment, trainer=trainer)
     theirs, ours = (dict(flat(records.public(config))) for config in (experiment, run.config))
     pairs = {key: [theirs.get(key), ours.get(key)] for key in {**theirs, **ours}}
