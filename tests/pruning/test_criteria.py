@@ -15,10 +15,12 @@ from lpslim.base import registry
 from lpslim.base.errors import UserError
 from lpslim.models import family as families
 from lpslim.pruning import criteria
+from lpslim.pruning.budget import candidates
 from lpslim.pruning.criteria import chip, taylor
 from lpslim.pruning.feature_maps import mean_over_images
 from lpslim.pruning.graph import Graph
 from lpslim.pruning.units import Prunable, Units
+from lpslim.training.callbacks import ChannelADMM
 
 
 @pytest.fixture
@@ -72,6 +74,22 @@ def test_scores_of_weights_by_their_formulas(scene):
         assert scored["magnitude"][i].tolist() == pytest.approx(sums, rel=1e-12)
         assert scored["fpgm"][i].tolist() == pytest.approx(distances, rel=1e-10)
         assert scored["bn_scale"][i].tolist() == norm.weight.abs().tolist()
+
+
+@pytest.mark.parametrize(("family", "name"), [("vgg", "vgg_small"), ("resnet_cifar", "resnet20")])
+def test_the_group_norm_is_the_size_by_which_the_admm_on_channels_ranks(family, name, network):
+    shape = (3, 16, 16)
+    model, example = network(family, name, shape), torch.zeros(1, *shape)
+    with torch.no_grad():
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.bias.uniform_(0.5, 1.5)  # a shift near zero has a scale of its own in the ADMM
+    units = families.get(family).units(model, example)
+    every = candidates(model, example, units, adjust=0.1, floor=0.1)
+    admm = ChannelADMM(model, example, target_flops=0.3, epochs=1, candidates=every)
+    admm.begin()
+    sizes = admm.admm.sizes(admm.admm.weights).split([unit.size for unit in units])
+    for own, size in zip(criteria.score("group_norm", model, units), sizes, strict=True):
+        torch.testing.assert_close(own, size.square().double(), rtol=1e-6, atol=0)
 
 
 def test_random_follows_the_global_generator(scene):

@@ -1,6 +1,6 @@
 """Prunable units: the output channels of a layer that go together, and the layers that they touch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -107,6 +107,16 @@ def norm_of(model: nn.Module, units: Units) -> nn.BatchNorm1d | nn.BatchNorm2d |
     if not isinstance(norm, BATCH_NORMS) or not norm.affine:
         raise UserError(f"layer {units.layer!r}: no batch-norm with a scale follows it")
     return norm
+
+
+def parameters_of(layers: Sequence[tuple[str, int]], own: Container[str]) -> list[tuple[str, int]]:
+    """Return which parameters in ``own`` hold the channels of layers, as (name, axis of the channels).
+
+    layers: (layer, axis of its weight); a bias has channels where that is the first.
+    """
+    weights = [(f"{layer}.weight", axis) for layer, axis in layers]
+    biases = [(f"{layer}.bias", 0) for layer, axis in layers if axis == 0]
+    return [part for part in weights + biases if part[0] in own]
 
 
 def width_of(layer: Any) -> int:

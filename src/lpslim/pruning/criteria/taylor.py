@@ -16,7 +16,7 @@ from torch.func import functional_call
 from lpslim.base.errors import UserError
 from lpslim.base.modules import eval_mode
 from lpslim.pruning.criteria import Batches, Loss
-from lpslim.pruning.units import Units, norm_name, pooled
+from lpslim.pruning.units import Units, norm_name, parameters_of, pooled
 
 
 def score(
@@ -48,6 +48,4 @@ def score(
 def _gate(norm: str | None, unit: Units, own: Mapping[str, nn.Parameter]) -> list[tuple[str, int]]:
     """Return the parameters that a unit's gate multiplies, as (name, axis of the unit's channels)."""
     layers = ((norm, 0),) if f"{norm}.weight" in own else unit.scored_by or ((unit.layer, 0),)
-    weights = [(f"{layer}.weight", axis) for layer, axis in layers]
-    biases = [(f"{layer}.bias", 0) for layer, axis in layers if axis == 0]
-    return weights + [bias for bias in biases if bias[0] in own]
+    return parameters_of(layers, own)
