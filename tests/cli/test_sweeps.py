@@ -100,6 +100,9 @@ def test_jobs_in_other_processes_share_stages_and_are_summed_up_like_those_in_on
     sweep.Objective(["params", "val_accuracy", "macs"]).on_job_end(OmegaConf.create(), job)
     pruned, curve = made[0].cost.pruned, made[0].curves["finetune"]
     assert job.return_value == (pruned.params, curve.val_accuracy[-1], pruned.macs)
+    job.return_value = records.path_of(tmp_path / "results", made[0].experiment, made[0].key)
+    sweep.Objective(["val_accuracy"]).on_job_end(OmegaConf.create(), job)
+    assert job.return_value == curve.val_accuracy[-1]  # Optuna takes one objective as a number alone
     assert swept(tmp_path, *words)[:2] == (code, lines)  # in one process, which finds what the others made
     assert measured(tmp_path) == made
 

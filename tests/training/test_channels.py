@@ -110,7 +110,7 @@ def test_in_a_loop_of_ones_own_the_cut_is_not_felt():
     assert len(frozen) > 1
     assert len(set(frozen)) == 1
     pruned = admm.cut()
-    assert pruned.reached == pytest.approx(0.5, abs=0.003)
+    assert pruned.reached == pytest.approx(0.5, abs=0.01)  # one unit weighs 1.6 points
     assert pruned.pruned == count(pruned.model, images[:1])
     with torch.no_grad():
         before, after = model.eval()(images), pruned.model.eval()(images)

@@ -115,8 +115,8 @@ class ChannelADMM(Regularizer):
     def __init__(
         self, model: nn.Module, example: Example, *, target_flops: float | None = None,
         target_params: float | None = None, ratio: float | None = None, epochs: int,
-        updates_per_epoch: int = 4, p: float = 5.0, M: float | None = 4.0, rho: float = 0.2,
-        ramp: float = 0.5, growth: float = 3.0, floor: float = 0.1, protected: Sequence[str] = (),
+        updates_per_epoch: int = 4, p: float = 8.0, M: float | None = 0.7, rho: float = 0.8,
+        ramp: float = 0.4, growth: float = 3.0, floor: float = 0.1, protected: Sequence[str] = (),
         round_to: int = 1, candidates: Candidates | None = None, measure: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -12,7 +12,7 @@ from lpslim.training.callbacks import ChannelADMM
 def build(
     model: nn.Module, *, example: Tensor, candidates: Callable[[nn.Module], Candidates],
     measure: Callable[[nn.Module], float], budget: Budget, epochs: int, updates_per_epoch: int, p: float,
-    M: float | None, rho: float, ramp: float = 0.5, growth: float = 3.0, watch: bool = True,
+    M: float | None, rho: float, ramp: float = 0.4, growth: float = 3.0, watch: bool = True,
 ) -> ChannelADMM:  # fmt: skip
     """Return the callback; UserError as its class. Options: ramp, growth, and watch, whether to measure."""
     goal = asdict(budget)
