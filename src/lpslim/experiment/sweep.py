@@ -79,7 +79,7 @@ class Objective(Callback):
             raise UserError(f"hydra.callbacks.objective.measures={name}: must be one of {known}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Replace the path of the job's record by its measures, one alone as a number; a failed job has none."""
+        """Replace the path of the job's record by its measures, one as a number; a failed job has none."""
         if job_return.return_value is not None:
             record = records.read(job_return.return_value)
             values = tuple(float(MEASURES[name](record)) for name in self.measures)
