@@ -146,7 +146,7 @@ def _settings(config: Config, data: Data) -> dict[str, Info]:
               for stage, name in names.items() if name}  # fmt: skip
     widths = {"adjust": config.adjust, "floor": model.floor, "round_to": config.round_to,
               "score_norm": criterion.score_norm,
-              **({**joint, "coupled_floor": config.coupled_floor} if joint else {})}  # fmt: skip
+              **(joint and {**joint, "coupled_floor": config.coupled_floor, "of": "highest"})}  # fmt: skip
     if chosen:
         sparsify["sparsify"] |= {**widths, "protected": list(config.protected)}
     settings: dict[str, Info] = {

@@ -38,7 +38,10 @@ SCORE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def of_units(units: Sequence[Units], scores: Mapping[str, Tensor], norm: str) -> list[Tensor]:
-    """Return the normalised scores (size,) of units: of those with members the mean over the members'.
+    """Return the normalised scores (size,) of units: of those with members the highest of the members'.
+
+    What is added up is worth what it is to the layer that needs it most. Of several channels of a member the
+    mean counts.
 
     scores: layer -> scores of what ``criteria.layers`` lists; members without any do not count. norm: a key
     of SCORE_NORMS, which acts inside a layer.
@@ -46,8 +49,9 @@ def of_units(units: Sequence[Units], scores: Mapping[str, Tensor], norm: str) ->
     normed, result = {layer: SCORE_NORMS[norm](own) for layer, own in scores.items()}, []
     for unit in units:
         rows = {cut.name: unit.rows(cut) for cut in unit.cuts if not cut.reads}
-        parts = [normed[m.layer][torch.tensor(rows[m.layer])] for m in unit.members if m.layer in normed]
-        result.append(torch.cat(parts, dim=1).mean(dim=1) if parts else normed[unit.layer])
+        members = [member.layer for member in unit.members if member.layer in normed]
+        parts = [normed[layer][torch.tensor(rows[layer])].mean(dim=1) for layer in members]
+        result.append(torch.stack(parts).amax(dim=0) if parts else normed[unit.layer])
     return result
 
 
