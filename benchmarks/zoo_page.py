@@ -53,8 +53,8 @@ STREAMS = """
 {network} with its published weights ({dense:.2f} % on CIFAR-10's test images), {target:.1%} of the
 multiply-adds removed in three ways, then {epochs} epochs of the same fine-tuning (SGD, learning rate 0.01,
 cosine, batch 128, bf16), seed {seed}: one seed, so differences of a few tenths say nothing. Ours by
-magnitude; Torch-Pruning as above, in 400 steps. **With `coupled=True` the network ends {gain:+.2f} points
-from `coupled=False`.** Difference: from the silenced original, as above. `python -m benchmarks.streams
+magnitude; Torch-Pruning as above, in 400 steps. **`coupled=True` minus `coupled=False`, fine-tuned:
+{gain:+.2f} points.** Difference: from the silenced original, as above. `python -m benchmarks.streams
 --data <folder>` measures this.
 
 {table}
