@@ -14,14 +14,14 @@ from lpslim.pruning.units import Units, norm_name, parameters_of
 
 
 def score(model: nn.Module, units: Sequence[Units], *_: object) -> list[Tensor]:
-    """Return the squared norm, each part over its own mean; a unit's channels sum to one on average."""
+    """Return the squared norm, each part over its own mean; over a layer's units their mean is one."""
     own = {name: p.detach().double() for name, p in model.named_parameters(remove_duplicate=False)}
     scores = []
     for unit in units:
         layers = [*(unit.scored_by or [(unit.layer, 0)]), (norm_name(model, unit) or "", 0)]
         squares = [own[name].movedim(axis, 0)[..., None].flatten(1).square().sum(dim=1)
                    for name, axis in parameters_of(layers, own)]  # fmt: skip
-        least = torch.finfo(torch.float64).tiny  # a bias of zeros adds nothing
-        parts = torch.stack([part / part.mean().clamp(min=least) for part in squares])
-        scores.append(parts.mean(dim=0) / (unit.groups * unit.head_dim))
+        alike = [part for part in squares if len(part) == len(squares[0]) and part.any()]  # no bias of zeros
+        parts = [part / part.mean() for part in alike] or squares[:1]
+        scores.append(torch.stack(parts).mean(dim=0) / (unit.groups * unit.head_dim))
     return scores
