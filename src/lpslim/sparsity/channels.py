@@ -133,12 +133,16 @@ class GroupADMM:
         for w, v, share in zip(self.weights, self.V, self.shares, strict=True):
             w.lerp_(v, share)
 
+    def silence(self) -> None:
+        """Set the groups that go to zero."""
+        for part, w in zip(self.slices, self.weights, strict=True):
+            w.mul_(self._spread(part, w, self.stays.double(), 1.0))
+
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """Hold the groups that go at zero; afterwards every entry is what it was."""
         saved = [w.clone() for w in self.weights]
-        for part, w in zip(self.slices, self.weights, strict=True):
-            w.mul_(self._spread(part, w, self.stays.double(), 1.0))
+        self.silence()
         try:
             yield
         finally:

@@ -21,6 +21,7 @@ from lpslim.sparsity.channels import GroupADMM
 from lpslim.sparsity.penalties.lp import Lp
 
 ENOUGH = 0.01  # of ||W||: what may be left of the units that go when they are cut
+NOTHING = 1e-6  # of ||W||: what is set to zero at once
 log = logging.getLogger(__name__)
 
 
@@ -170,6 +171,8 @@ class ChannelADMM(Regularizer):
             self.frozen = same or done >= max(self.ramp, (self.ramp + self.iterations) // 2)
         elif not self.settled:
             self.rho *= self.growth
+        elif self.convergence[-1]["gap"] < NOTHING:
+            self.admm.silence()  # else they go on to numbers so small that a processor is slow with them
         self.share = -math.expm1(-self.rho * self.per_epoch / steps_per_epoch)
         self.admm.pull(self.share, self.frozen)
         row = {"iteration": done, "epoch": epoch, "part": part, "rho": rho, "gap": self.admm.gap(),
