@@ -47,5 +47,5 @@ def score(
 
 def _gate(norm: str | None, unit: Units, own: Mapping[str, nn.Parameter]) -> list[tuple[str, int]]:
     """Return the parameters that a unit's gate multiplies, as (name, axis of the unit's channels)."""
-    layers = ((norm, 0),) if f"{norm}.weight" in own else unit.scored_by or ((unit.layer, 0),)
+    layers = ((norm, 0),) if norm and f"{norm}.weight" in own else unit.scored_by or ((unit.layer, 0),)
     return parameters_of(layers, own)
