@@ -36,8 +36,7 @@ pruned to 30 and 50 % fewer multiply-adds by `lpslim.prune(model, example, targe
   linear layers.
 - **Left alone**: layers that kept their width in these two for a reason that `Pruned.left_alone` names.
 - **Seconds**: of processor time on one core, the longest of the row's cases, without building the network
-  and without this comparison. Most cases ran
-  beside other work, which lengthens even that.
+  and without this comparison. Most cases ran beside other work, which lengthens even that.
 - **Torch-Pruning**: `GroupNormPruner`, group magnitude, global, 2 % of the channels a step until the
   multiply-adds (counted as ours) reach the target; a floor of a tenth, as ours. It is told the classifying
   layer and the heads of `nn.MultiheadAttention`, and nothing else of a network; more of such knowledge
