@@ -24,7 +24,7 @@ import msgspec
 import timing
 from timing import Spread
 
-from lpslim.base.hashing import digest
+from lpslim.base.files import digest
 from lpslim.experiment import records
 from lpslim.experiment.config import Config
 

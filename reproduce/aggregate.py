@@ -1,15 +1,25 @@
-"""Groups of runs over seeds: records whose key of a stage, the seed left out, is the same."""
+"""Groups of runs over seeds, records whose key of a stage without the seed is the same, and their names."""
 
 import re
+from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from pathlib import Path
+from typing import Any
 
 from lpslim.base.errors import UserError
+from lpslim.experiment.config import IGNORED_KEYS, flat
 from lpslim.experiment.records import RULE, VERSIONS, Record
 from lpslim.experiment.statistics import Summary, summary
 
+KINDS = {"ADMM": 0, "rival": 1, "control": 2, "unstructured": 3}  # of methods: their order; others come last
+PROTOCOL = {
+    "last": "after the last epoch",
+    "val": "at the epoch that is best on the validation split",
+    "paper": "at the epoch that is best on the test set, as published tables mostly do: biased upwards",
+}
+WORDS = {"None": "null", "True": "true", "False": "false"}
 FIVE_SEEDS = {f"bert_glue/{task}" for task in ("rte", "mrpc", "cola", "stsb")}  # small development sets
 
 
@@ -145,3 +155,79 @@ def progress(rows: Path, records: Iterable[Record]) -> str:
     parts = [f"{rows.name}: {len(names) - len(missing)} of {len(names)} rows have a record"]
     parts += [f"none: {', '.join(missing)}"] * bool(missing) + [f"diverged: {', '.join(lost)}"] * bool(lost)
     return "; ".join(parts)
+
+
+def named(groups: Sequence[Group]) -> list[tuple[str, Group]]:
+    """Return the groups under their names, by kind of method and name; a mark follows what is outdated."""
+    alike: dict[str, list[Group]] = {}
+    for group in groups:
+        alike.setdefault(group.first.method, []).append(group)
+    pairs = [
+        (", ".join([method, *details]) + " †" * bool(outdated(group.first)), group)
+        for method, members in alike.items()
+        for group, details in zip(members, _details([group.first for group in members]), strict=True)
+    ]
+    return sorted(pairs, key=lambda pair: (KINDS.get(pair[1].first.kind, len(KINDS)), pair[0]))
+
+
+def _details(records: Sequence[Record]) -> list[list[str]]:
+    """Return for each record the settings, data and code that tell it from the others, or else its key."""
+    whole = [
+        {**r.config, "seed": 0, "data": r.data.source, "code": list(r.versions.values()), "rule": r.cost.rule}
+        for r in records
+    ]
+    parts = _differing(whole)
+    settings = [dict(flat({key: config.get(key) for key in parts})) for config in whole]
+    keys = _differing(settings)
+    details = [[setting(key, chosen[key]) for key in keys if key in chosen] for chosen in settings]
+    if len(set(map(tuple, details))) < len(details):
+        details = [[*own, f"key={r.groups['finetune'][:8]}"] for own, r in zip(details, records, strict=True)]
+    return details
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys whose values are not the same everywhere and change a result."""
+    keys = dict.fromkeys(key for chosen in settings for key in chosen if key not in IGNORED_KEYS)
+    return [key for key in keys if any(chosen.get(key) != settings[0].get(key) for chosen in settings)]
+
+
+def setting(key: str, value: Any) -> str:
+    """Return ``key=value`` as one would type it on the command line."""
+    text = f"{value:.12g}" if isinstance(value, float) else str(value).replace("'", "").replace(", ", ",")
+    return f"{key}={WORDS.get(text, text)}"
+
+
+def budget(record: Record) -> str:
+    """Return what a run was asked to remove, such as ``50 % of the multiply-adds removed``."""
+    if share := record.config["target_flops"]:
+        return f"{100 * share:g} % of the multiply-adds removed"
+    key = "target_params" if record.config["target_params"] else "ratio"
+    return setting(key, record.config[key])
+
+
+def scaled(record: Record) -> str:
+    """Return what follows the name of runs whose epochs were scaled; empty if they were not."""
+    scale = record.config.get("epoch_scale", 1.0)
+    return f", {scale:g} of the epochs" if scale != 1 else ""
+
+
+def shared(labels: Sequence[str]) -> str:
+    """Return what several names have in common, such as ``Lp p=5, M=1``; all of them if nothing."""
+    parts = [label.split(", ") for label in labels]
+    common = [part for part in parts[0] if all(part in other for other in parts)]
+    return ", ".join(common) or "; ".join(labels)
+
+
+def plain(text: str) -> str:
+    """Return ``text`` on one line: every control character and run of white space is one space."""
+    printable = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())
+
+
+def options(name: str, about: str | None) -> ArgumentParser:
+    """Return the parser of the options that all renderers share."""
+    parser = ArgumentParser(f"python -m reproduce.{name}", description=about)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/ and output")
+    parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to show")
+    parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
+    return parser

@@ -1,16 +1,16 @@
-"""Comparisons: a published row with what was measured for it, and the paper's method with every other one."""
+"""Published rows with what was measured for them, the paper's method with others, and drops by task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from lpslim.base.hashing import canonical
+from lpslim.base.files import canonical
 from lpslim.experiment.config import IGNORED_KEYS, Config, flat
 from lpslim.experiment.records import Record, Samples
-from lpslim.experiment.statistics import Summary, paired_difference, verdict
-from reproduce.aggregate import Group, best, grouped, outdated
-from reproduce.names import named, setting
-from reproduce.published import OURS, Row, dense_of
+from lpslim.experiment.statistics import Summary, paired_difference, summary, verdict
+from reproduce.aggregate import Group, best, by_pair, grouped, named, outdated, setting
+from reproduce.markup import Line
+from reproduce.published import OURS, Row, dense_of, read
 
 # Points: smaller differences between methods are noise (docs/protocol.md); GLUE's development sets are small
 BAND, BANDS = 0.3, {"bert_glue": 1.0}
@@ -30,6 +30,8 @@ METHOD = {*KNOBS, "regularizer", "scratch", "equal_epochs", "ratio", "seed"}
 NUMERICS = {"trainer.channels_last", "trainer.compile"}
 
 Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
+TABLE, FIGURE, PUBLISHED = "bert_glue", "drops_glue", "BERT-base, published"
+Drops = dict[str, dict[str, Summary]]  # series -> task, in the paper's order -> dense minus pruned score
 
 
 @dataclass(frozen=True)
@@ -182,3 +184,33 @@ def _pair(ours: Group, name: str, other: Group, protocol: str) -> Pair:
     if found.half is None or abs(found.mean) <= found.half:  # the sign of the mean may be chance
         word = "one seed: no interval" if found.half is None else "inside the noise"
     return Pair(ours, other, name, found, word)
+
+
+def drops(shown: Sequence[Record], protocol: str) -> Drops:
+    """Return the published drops, and those of every encoder that the paper's method has pruned.
+
+    Each is from the own dense score, which alone compares between networks. With it come the other methods
+    of the same network and budget, of the budget with the most methods. Empty if nothing was measured.
+    """
+    rows = read(TABLE)
+    own = {row.place["task"]: row for row in rows if row.method == OURS and row.experiment}
+    found: Drops = {}
+    for (data, model), groups in by_pair(shown).items():
+        task = next((task for task in own if task.partition(" ")[0] == data), None)
+        ended = [group for group in groups if task and group.runs]
+        together = max(comparable(ended), key=len, default=[])
+        for name, group in named(together) if any(is_ours(group.first) for group in together) else ():
+            found.setdefault(f"{model}, {name}", {})[str(task)] = group.drop(protocol)
+    if not found:
+        return {}
+    pairs = ((task, row.accuracy, dense_of(row, rows)) for task, row in own.items())
+    ours = {task: summary([dense.accuracy - after]) for task, after, dense in pairs
+            if after is not None and dense and dense.accuracy is not None}  # fmt: skip
+    ordered = {name: {task: by[task] for task in ours if task in by} for name, by in sorted(found.items())}
+    return {PUBLISHED: ours, **ordered}
+
+
+def drop_lines(found: Drops) -> list[Line]:
+    """Return a line per task, with a column per series."""
+    tasks = found.get(PUBLISHED, ())
+    return [{"Task": task, **{name: by.get(task) for name, by in found.items()}} for task in tasks]

@@ -13,8 +13,7 @@ import yaml
 
 from lpslim.experiment.config import IGNORED_KEYS, flat
 from lpslim.experiment.records import Record
-from reproduce.aggregate import outdated
-from reproduce.names import WORDS
+from reproduce.aggregate import WORDS, outdated
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 METHOD = {"regularizer", "criterion", "retrain", "granularity"}

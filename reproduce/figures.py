@@ -1,7 +1,5 @@
 """Figures of what was measured, rendered from the records: ``python -m reproduce.figures``."""
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,13 @@ from matplotlib.figure import Figure
 
 from lpslim.base import files
 from lpslim.base.errors import UserError
-from lpslim.base.hashing import canonical
+from lpslim.base.files import canonical
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import plots, published
-from reproduce.aggregate import Group, best, by_pair, slug, to_show
-from reproduce.compare import comparable, is_original
-from reproduce.drops import FIGURE, drops
-from reproduce.names import PROTOCOL, budget, named, scaled, shared
+from reproduce.aggregate import PROTOCOL, Group, best, budget, by_pair, named, scaled, shared, slug, to_show
+from reproduce.aggregate import options as command_line
+from reproduce.compare import FIGURE, comparable, drops, is_original
 from reproduce.plots import ADMM, NEAR, PULLED, Series, literal
 from reproduce.published import number
 
@@ -93,12 +90,9 @@ def with_legend(figure: Figure) -> Figure:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write every figure; return the exit code (2: the user's mistake)."""
-    parser = argparse.ArgumentParser("python -m reproduce.figures", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/, figures/")
-    parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to draw")
-    parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write every figure; exits with code 2 after a mistake of the user's."""
+    parser = command_line("figures", __doc__)
     options = parser.parse_args(arguments)
     try:
         found = records.read_all(options.results)
@@ -111,11 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         figure.savefig(scratch, format=form, metadata=FORMATS[form])
                     print(path)
     except UserError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"error: {problem}\n")
     print("\n".join(remarks) if shown or remarks else f"no records to draw below {options.results}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from math import nan
 from statistics import fmean
 
-from reproduce.aggregate import Group
+from reproduce.aggregate import Group, budget
 from reproduce.compare import Claim, Pair, is_short
 from reproduce.markup import Line, section
-from reproduce.names import budget
 
 QUESTIONS = {
     "no ADMM": "The same selection without the ADMM",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lpslim.experiment.statistics import Summary
-from reproduce.names import plain
+from reproduce.aggregate import plain
 
 Value = str | float | Summary | None  # None: there is nothing to show
 Line = dict[str, Value]

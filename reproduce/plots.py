@@ -12,9 +12,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
 from lpslim.experiment.statistics import SPREAD_FROM, summary
-from reproduce.aggregate import Group, grouped
-from reproduce.drops import PUBLISHED, Drops
-from reproduce.names import KINDS, plain, scaled
+from reproduce.aggregate import KINDS, Group, grouped, plain, scaled
+from reproduce.compare import PUBLISHED, Drops
 from reproduce.published import OURS, Row
 
 # Okabe and Ito's palette for colour-blind readers, without its yellow, which is faint on white

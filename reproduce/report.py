@@ -1,13 +1,10 @@
 """A page of everything that was measured, in one file that loads nothing: ``python -m reproduce.report``."""
 
-import argparse
 import html
 import io
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import matplotlib.style
@@ -20,13 +17,13 @@ from lpslim.base import files
 from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
-from reproduce import drops, figures, markup, plots, published
-from reproduce.aggregate import Group, best, by_pair, outdated, run_command, slug, to_show
-from reproduce.compare import BAND, BANDS, Claim, claims, pairs
+from reproduce import figures, markup, plots, published
+from reproduce.aggregate import PROTOCOL, Group, best, by_pair, outdated, plain, run_command, slug, to_show
+from reproduce.aggregate import options as command_line
+from reproduce.compare import BAND, BANDS, FIGURE, TABLE, Claim, claims, pairs
 from reproduce.details import details, identity
 from reproduce.findings import pair_line
 from reproduce.markup import Line
-from reproduce.names import PROTOCOL, plain
 from reproduce.published import OURS, TITLES
 from reproduce.tables import FRONT, MOST, PAGES, measured_lines, overview_line, published_line
 
@@ -68,7 +65,7 @@ def _paper(table: str, shown: Sequence[Record], protocol: str, drawn: Mapping[st
     for claim in every:
         lines[claim.row.method == OURS or claim.row.is_dense].append(published_line(claim))
     figure = _against_flops(table, every, protocol)
-    if table == drops.TABLE and (costs := drawn.get(drops.FIGURE)):
+    if table == TABLE and (costs := drawn.get(FIGURE)):
         figure = svg(costs, "Accuracy lost by pruning an encoder on each task, published and measured")
     ours = [answer for answer in answers if answer[0].row.experiment]
     return {
@@ -169,24 +166,19 @@ def svg(figure: Figure, alternative: str) -> Markup:
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(alternative)}"', 1))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page; return the exit code (2: the user's mistake)."""
-    parser = argparse.ArgumentParser("python -m reproduce.report", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="of records/ and index.html")
-    parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to show")
-    parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page; exits with code 2 after a mistake of the user's."""
+    parser = command_line("report", __doc__)
     options = parser.parse_args(arguments)
     try:
         if not find_spec("itables"):
             raise UserError("itables is not installed: python -m pip install '.[report]'")
         text = page(records.read_all(options.results), options.protocol, options.outdated)
     except UserError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"error: {problem}\n")
     files.write_text(options.results / "index.html", text)
     print(options.results / "index.html")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

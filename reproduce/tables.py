@@ -1,8 +1,6 @@
 """Tables of published and measured figures, rendered from the records: ``python -m reproduce.tables``."""
 
-import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,14 +9,12 @@ from lpslim.base import files
 from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
-from reproduce import markup, published
-from reproduce.aggregate import Group, best, by_pair, how_to_run, progress, slug, to_show
+from reproduce import compare, markup, published
+from reproduce.aggregate import PROTOCOL, Group, best, by_pair, how_to_run, named, progress, slug, to_show
+from reproduce.aggregate import options as command_line
 from reproduce.compare import BAND, BANDS, Claim, Pair, claims, footnote, is_short, pairs
-from reproduce.drops import FIGURE, drops
-from reproduce.drops import lines as drop_lines
 from reproduce.findings import answers, pair_line
 from reproduce.markup import Line, escaped, section
-from reproduce.names import PROTOCOL, named
 from reproduce.published import TITLES
 
 PLACE = {"depth": "Depth", "task": "Task", "row": "Row", "block": "Block", "method": "Method",
@@ -115,10 +111,10 @@ def documents(
     blocks = {"README.md": block + "".join(front), "docs/findings.md": answers(compared[:MOST], claimed)}
     lines = [pair_line(pair) for pair in compared]
     pages |= written("measured", measured) | written("paired", lines)
-    if found_drops := drop_lines(drops(shown, protocol)):
+    if found_drops := compare.drop_lines(compare.drops(shown, protocol)):
         pages |= written("drops", found_drops)
         paper.append(page("drops", protocol, table=section(found_drops)))
-        paper += [f"\n![{FIGURE}](figures/{FIGURE}.png)\n"] * (FIGURE in figures)
+        paper += [f"\n![{compare.FIGURE}](figures/{compare.FIGURE}.png)\n"] * (compare.FIGURE in figures)
     parts = {"overview": block, "paper": "".join(paper), "pairs": section(lines[:MOST])}
     pages["README.md"] = page("index", protocol, remarks, **parts)
     pages["README.md"] += "".join(f"\n{part}\n" for part in sections)
@@ -168,12 +164,9 @@ def update_block(path: Path, content: str) -> None:
     files.write_text(path, f"{parts[0]}{BEGIN}\n{content}{END}{parts[-1]}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tables and print what was measured; return the exit code (2: the user's mistake)."""
-    parser = argparse.ArgumentParser("python -m reproduce.tables", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/, tables/")
-    parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to print")
-    parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the tables and print what was measured; exits with code 2 after a mistake of the user's."""
+    parser = command_line("tables", __doc__)
     parser.add_argument("--readme", type=Path, help="renew the marked text there and in docs/findings.md")
     parser.add_argument("--rows", type=Path, nargs="+", default=[], help="folders of experiments to count")
     options = parser.parse_args(arguments)
@@ -187,8 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if path == options.readme or path.exists():
                 update_block(path, content)
     except UserError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"error: {problem}\n")
     for name, content in pages.items():
         files.write_text(results / name, content)
     for rows in options.rows:
@@ -196,8 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{progress(rows, found)}. Table: {results / page_of}")
     if not options.rows:
         print(text, f"Written: {results}/README.md and {results}/tables/", sep="\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

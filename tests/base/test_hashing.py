@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpslim.base.hashing import canonical, derive_seed, digest
+from lpslim.base.files import canonical, derive_seed, digest
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 values = st.none() | st.booleans() | numbers | st.text() | st.lists(numbers, max_size=3)

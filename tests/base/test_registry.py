@@ -6,7 +6,7 @@ import pytest
 
 from lpslim.base import registry
 from lpslim.base.errors import UserError
-from lpslim.base.hashing import file_hash
+from lpslim.base.files import file_hash
 
 
 def test_installed_plug_ins_come_after_ours(tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ def test_the_cost_without_building_is_the_cost_after_building(kind):
 
 def test_a_unit_is_scored_by_its_rows_and_columns():
     model = network()
-    scores = criteria.score("magnitude", model, BERT.units(model))
+    scores = [*criteria.score("magnitude", model, BERT.units(model)).values()]
     layer, head = model.transformer.bert.encoder.layer[1], slice(5 * 8, 6 * 8)
     rows = [getattr(layer.attention.self, part).weight[head] for part in ("query", "key", "value")]
     parts = [*rows, layer.attention.output.dense.weight[:, head]]

@@ -105,7 +105,7 @@ DESCRIPTIONS = {
     "no layer": ({"kept": {"../../x": [0]}}, "'../../x'"),
     "less than it says": ({"kept": {"features.0": [0, 1]}}, "features.0.weight: (32, 3, 3, 3) "),
     "layers": (bert(num_hidden_layers=10**9), "configuration.num_hidden_layers=1000000000"),
-    "one neuron of billions": ({**bert(intermediate_size=9_999_999), "kept": {NEURONS: [0]}}, "does not fit"),
+    "one neuron of a million": ({**bert(intermediate_size=999_999), "kept": {NEURONS: [0]}}, "does not fit"),
     "no heads": (bert(num_attention_heads=0), "cannot be built: "),
     # nothing in an encoder's settings may name code
     "code": (bert(auto_map="mine.Model"), "configuration.auto_map"),
@@ -135,7 +135,7 @@ def test_text_that_is_no_description_is_refused(content, tmp_path):
 
 
 def test_little_memory_is_enough_to_refuse_a_network_of_billions(tmp_path):
-    described(tmp_path, **bert(hidden_size=400_000, intermediate_size=1_600_000))
+    described(tmp_path, **bert(hidden_size=400_000, intermediate_size=999_999))
     code = f"""
 import resource, transformers
 import lpslim.models.storage, lpslim.models.families.bert

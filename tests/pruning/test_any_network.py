@@ -269,7 +269,7 @@ COUNTED = {
 }  # fmt: skip
 
 
-PAIRS = zip(COUNTED.values(), ["target_flops", "target_params"] * 2, strict=True)
+PAIRS = [*zip(COUNTED.values(), ["target_flops", "target_params"] * 2, strict=True)]
 
 
 @pytest.mark.parametrize(("build", "target"), PAIRS, ids=COUNTED.keys())

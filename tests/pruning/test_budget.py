@@ -31,7 +31,7 @@ def dense(network):
 )
 def test_what_is_selected_meets_the_target_and_costs_what_it_says(dense, budget, drop, asked, tolerance):
     found, model, example = dense
-    scores = [selection.minmax(s) for s in score("magnitude", model, found.units)]
+    scores = [selection.minmax(s) for s in score("magnitude", model, found.units).values()]
     found.check(budget)
     kept = found.select(scores, budget)
     counts = [len(kept[unit.layer]) for unit in found.units]

@@ -16,8 +16,7 @@ from lpslim.base.errors import UserError
 from lpslim.models import family as families
 from lpslim.pruning import criteria
 from lpslim.pruning.budget import candidates
-from lpslim.pruning.criteria import chip, taylor
-from lpslim.pruning.feature_maps import mean_over_images
+from lpslim.pruning.criteria import chip, mean_over_images, taylor
 from lpslim.pruning.graph import Graph
 from lpslim.pruning.units import Prunable, Units
 from lpslim.training.callbacks import ChannelADMM
@@ -45,6 +44,11 @@ def maps_of(model, layer, batches):
         return torch.cat([model.features[: last + 1](images) for images, _ in batches])
 
 
+def scored(*arguments):
+    """Return the scores in the order of the units."""
+    return [*criteria.score(*arguments).values()]
+
+
 @pytest.mark.parametrize("name", registry.choices("pruning.criteria"))
 def test_every_criterion_scores_every_unit_and_leaves_no_trace(name, scene):
     model, units, batches = scene
@@ -52,7 +56,7 @@ def test_every_criterion_scores_every_unit_and_leaves_no_trace(name, scene):
     model.features[1].eval().weight.requires_grad = False
     before = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
-    scores = criteria.score(name, model, units, iter(batches))
+    scores = scored(name, model, units, iter(batches))
     assert [s.shape for s in scores] == [(unit.size,) for unit in units]
     assert all(s.dtype == torch.float64 and s.isfinite().all() and not s.requires_grad for s in scores)
     assert all(s.max() > s.min() for s in scores)
@@ -65,15 +69,15 @@ def test_every_criterion_scores_every_unit_and_leaves_no_trace(name, scene):
 
 def test_scores_of_weights_by_their_formulas(scene):
     model, units, _ = scene
-    scored = {name: criteria.score(name, model, units) for name in ("magnitude", "fpgm", "bn_scale")}
+    found = {name: scored(name, model, units) for name in ("magnitude", "fpgm", "bn_scale")}
     for i, unit in enumerate(units):
         filters = model.get_submodule(unit.layer).weight.detach().double().flatten(1).numpy()
         norm = model.features[int(unit.layer.split(".")[1]) + 1]
         sums = [sum(abs(w) for w in row) for row in filters]  # the bias does not count
         distances = [sum(np.sqrt(((a - b) ** 2).sum()) for b in filters) for a in filters]
-        assert scored["magnitude"][i].tolist() == pytest.approx(sums, rel=1e-12)
-        assert scored["fpgm"][i].tolist() == pytest.approx(distances, rel=1e-10)
-        assert scored["bn_scale"][i].tolist() == norm.weight.abs().tolist()
+        assert found["magnitude"][i].tolist() == pytest.approx(sums, rel=1e-12)
+        assert found["fpgm"][i].tolist() == pytest.approx(distances, rel=1e-10)
+        assert found["bn_scale"][i].tolist() == norm.weight.abs().tolist()
 
 
 @pytest.mark.parametrize(("family", "name"), [("vgg", "vgg_small"), ("resnet_cifar", "resnet20")])
@@ -88,7 +92,7 @@ def test_the_group_norm_is_the_size_by_which_the_admm_on_channels_ranks(family, 
     admm = ChannelADMM(model, example, target_flops=0.3, epochs=1, candidates=every)
     admm.begin()
     sizes = admm.admm.sizes(admm.admm.weights).split([unit.size for unit in units])
-    for own, size in zip(criteria.score("group_norm", model, units), sizes, strict=True):
+    for own, size in zip(scored("group_norm", model, units), sizes, strict=True):
         torch.testing.assert_close(own, size.square().double(), rtol=1e-6, atol=0)
 
 
@@ -97,7 +101,7 @@ def test_random_follows_the_global_generator(scene):
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(torch.cat(criteria.score("random", model, units)))
+        draws.append(torch.cat(scored("random", model, units)))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert 0 <= draws[0].min() < draws[0].max() < 1
@@ -112,14 +116,14 @@ def nuclear_drops(rows):
 
 def test_scores_of_maps_by_their_formulas(scene):
     model, units, batches = scene
-    scored = {name: criteria.score(name, model, units, batches) for name in ("hrank", "chip")}
+    found = {name: scored(name, model, units, batches) for name in ("hrank", "chip")}
     for i, unit in enumerate(units):
         maps = maps_of(model, unit.layer, batches).numpy()
         ranks = [np.mean([np.linalg.matrix_rank(image) for image in maps[:, j]]) for j in range(unit.size)]
         rows = maps.astype(np.float64).reshape(len(maps), unit.size, -1)
         drops = np.mean([nuclear_drops(image) for image in rows], axis=0)
-        assert scored["hrank"][i].tolist() == pytest.approx(ranks, abs=1e-12)
-        assert scored["chip"][i].numpy() == pytest.approx(drops, abs=2e-8 * np.linalg.norm(rows))
+        assert found["hrank"][i].tolist() == pytest.approx(ranks, abs=1e-12)
+        assert found["chip"][i].numpy() == pytest.approx(drops, abs=2e-8 * np.linalg.norm(rows))
 
 
 def test_maps_of_a_layer_without_batch_norm_are_its_own_whatever_follows():
@@ -179,9 +183,9 @@ def in_double(batches):
 def test_taylor_is_the_squared_gradient_of_a_gate_behind_batch_norm(scene):
     model, units, batches = scene
     model, batches = model.double(), in_double(batches)
-    scored = criteria.score("taylor", model.train(), units, batches)  # in evaluation mode all the same
+    found = scored("taylor", model.train(), units, batches)  # in evaluation mode all the same
     model.eval()
-    for unit, scores in zip(units, scored, strict=True):
+    for unit, scores in zip(units, found, strict=True):
         norm = f"features.{int(unit.layer.split('.')[1]) + 1}"
         torch.testing.assert_close(scores, gated(model, norm, unit, batches), rtol=1e-9, atol=1e-20)
 
@@ -209,7 +213,7 @@ def test_taylor_without_batch_norm_in_groups_and_with_a_loss_of_its_own():
     def loss(outputs, labels):
         return (outputs[:, 0] - labels).square().mean()
 
-    scores = criteria.score("taylor", model, units, batches, loss)
+    scores = scored("taylor", model, units, batches, loss)
     for unit, module, ours in zip(units, ("first", "norm", "hidden"), scores, strict=True):
         torch.testing.assert_close(ours, gated(model, module, unit, batches, loss), rtol=1e-9, atol=1e-20)
     per_channel = taylor.score(model, units, batches, loss)
@@ -237,8 +241,8 @@ HEADS = Units("query", 2, False, PARTS, ("out",), head_dim=3, scored_by=WEIGHTS)
 def test_taylor_and_magnitude_of_a_head_are_those_of_all_its_weights():
     torch.manual_seed(0)
     model, batches = Attention().double(), in_double(labelled(4, 5, classes=4))
-    (scores,) = criteria.score("taylor", model, [HEADS], batches)
-    (norms,) = criteria.score("magnitude", model, [HEADS])
+    (scores,) = scored("taylor", model, [HEADS], batches)
+    (norms,) = scored("magnitude", model, [HEADS])
     for head in range(2):
         rows, squares = slice(3 * head, 3 * head + 3), []
         for inputs, labels in batches:
@@ -274,9 +278,9 @@ def test_criteria_that_run_the_network_need_batches(name, scene):
 def test_unknown_criteria_missing_norms_and_missing_weights_are_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4, affine=False))
     with pytest.raises(UserError, match=r"'luck' is not one of .*taylor"):
-        criteria.check("luck", model, [])
+        criteria.score("luck", model, [])
     for producers in (("0",), ("0", "2")):
         with pytest.raises(UserError, match="layer '0': no batch-norm with a scale"):
-            criteria.check("bn_scale", model, [Units("0", 4, False, producers, ())])
+            criteria.score("bn_scale", model, [Units("0", 4, False, producers, ())])
     with pytest.raises(UserError, match="layer '1'"):
         criteria.score("magnitude", model, [Units("1", 4, False, (), ())])

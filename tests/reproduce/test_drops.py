@@ -3,7 +3,7 @@
 import matplotlib.style
 import pytest
 
-from reproduce import drops, figures, published, tables
+from reproduce import compare, figures, published, tables
 from tests.reproduce import synthetic
 
 RTE = {"data": {"name": "rte", "fingerprint": "d" * 64}, "model.name": "mpnet", "dense": 70.0}
@@ -20,20 +20,20 @@ def shown():
 
 
 def test_a_drop_is_from_the_own_dense_score_at_the_budget_of_most_methods(shown):
-    found = drops.drops(shown, "last")
+    found = compare.drops(shown, "last")
     assert list(found) == NAMES
     assert [found[name]["rte (acc)"].mean for name in NAMES] == pytest.approx([70.0 - 74.2, 2, 5])
     rows = published.read("bert_glue")
     tasks = [row.place["task"] for row in rows if row.method == published.OURS and row.experiment]
-    assert list(found[NAMES[0]]) == [line["Task"] for line in drops.lines(found)] == tasks
-    assert drops.drops(shown[-1:], "last") == {}
+    assert list(found[NAMES[0]]) == [line["Task"] for line in compare.drop_lines(found)] == tasks
+    assert compare.drops(shown[-1:], "last") == {}
 
 
 def test_page_and_figure_show_them(shown):
     with matplotlib.style.context(figures.STYLE):
-        (axes,) = figures.figures(shown, "last")[drops.FIGURE].axes
+        (axes,) = figures.figures(shown, "last")[compare.FIGURE].axes
     assert list(axes.get_legend_handles_labels()[1]) == NAMES
-    pages, _, _ = tables.documents(shown, "last", figures=[drops.FIGURE])
+    pages, _, _ = tables.documents(shown, "last", figures=[compare.FIGURE])
     assert "| rte (acc)       | -4.20                  | 2.00 ± 1.00" in pages["README.md"]
     assert "(figures/drops_glue.png)" in pages["README.md"]
     assert pages["tables/drops.csv"].startswith("Task,")

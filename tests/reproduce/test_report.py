@@ -24,7 +24,7 @@ OWN = {"data": synthetic.DIGITS, "model.name": "vgg_small"}
 
 
 def render(results, *more):
-    assert report.main(["--results", str(results), *more]) == 0
+    report.main(["--results", str(results), *more])
     return (results / "index.html").read_text(encoding="utf-8")
 
 
@@ -171,7 +171,8 @@ def test_two_hundred_runs_take_less_than_three_megabytes(tmp_path):
 
 def test_what_is_missing_is_named_with_its_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    assert report.main(["--results", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--results", str(tmp_path)])
     assert "itables is not installed: python -m pip install '.[report]'" in capsys.readouterr().err
     assert not (tmp_path / "index.html").exists()
 

@@ -6,7 +6,7 @@ from io import BytesIO
 
 import torch
 
-from lpslim.training.runtime import make_accelerator
+from lpslim.training.distributed import make_accelerator
 from tests.experiment.dying import PROCESSES
 from tests.training.toys import CPU
 

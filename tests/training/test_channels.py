@@ -38,7 +38,7 @@ def dense(network, name):
     return model, example, budget.candidates(model, example, units, adjust=0.1, floor=0.1)
 
 
-@pytest.mark.parametrize(("name", "target"), zip(NETWORKS, TARGETS, strict=True), ids=NETWORKS)
+@pytest.mark.parametrize(("name", "target"), [*zip(NETWORKS, TARGETS, strict=True)], ids=NETWORKS)
 def test_a_network_whose_removed_units_are_zero_computes_the_same_without_them(network, name, target):
     model, example, candidates = dense(network, name)
     model = model.double()

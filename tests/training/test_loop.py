@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lpslim.base.errors import DivergenceError
-from lpslim.base.hashing import derive_seed
+from lpslim.base.files import derive_seed
 from lpslim.training.callbacks import Callback
 from lpslim.training.evaluation import evaluate
 from lpslim.training.loop import fit

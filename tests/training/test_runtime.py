@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lpslim.base.errors import UserError
-from lpslim.training import runtime
-from lpslim.training.runtime import make_accelerator, resolved
+from lpslim.training import distributed
+from lpslim.training.distributed import make_accelerator, resolved
 from lpslim.training.schedule import RuntimeConfig
 
 GLIBC = {-1: 2**31 - 1, -3: 2**30}  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -19,7 +19,7 @@ def machine(monkeypatch, tmp_path):
     """Pretend a machine with these CPU flags (None: unknown), and a GPU of this capability (None: none)."""
 
     def pretend(flags, capability=None):
-        monkeypatch.setattr(runtime, "CPU_INFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(distributed, "CPU_INFO", tmp_path / "cpuinfo")
         if flags is not None:
             (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu avx2 {flags}\n")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
@@ -63,5 +63,5 @@ def test_freed_memory_stays_unless_the_environment_configures_malloc(monkeypatch
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=asked.__setitem__))
     for variable, expected in (("GLIBC_TUNABLES", {}), ("MALLOC_TOP_PAD_", {}), ("HOME", GLIBC)):
         monkeypatch.setattr("os.environ", {variable: "1"})
-        runtime.keep_freed_memory()
+        distributed.keep_freed_memory()
         assert asked == expected

@@ -1,9 +1,10 @@
-"""Atomic files and folders, locks, and manifests of hashes.
+"""Atomic files and folders, locks, hashes and seeds, manifests.
 
 Whatever is written appears whole: it is made beside its place and renamed into it. A sealed folder carries a
 manifest with the hash of every file in it.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -18,10 +19,33 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lpslim.base.errors import UserError
-from lpslim.base.hashing import digest, file_hash
 
 MANIFEST = "stage.json"
 log = logging.getLogger(__name__)
+
+
+def canonical(value: Any) -> str:
+    """Return the one JSON text of ``value``: sorted keys, no spaces; 1 and 1.0 differ.
+
+    ValueError for a NaN or an infinity, TypeError for what is not made of JSON types.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the hexadecimal SHA-256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Return an independent 63-bit seed for one purpose, such as ``("finetune", "order", 3)``."""
+    return int(digest([seed, *purpose])[:16], 16) >> 1
 
 
 @contextmanager

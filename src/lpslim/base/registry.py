@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from lpslim.base.errors import UserError
-from lpslim.base.hashing import file_hash
+from lpslim.base.files import file_hash
 
 ROOT = Path(__file__).parents[1]
 T = TypeVar("T")

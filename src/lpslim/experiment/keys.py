@@ -11,7 +11,7 @@ from typing import Any
 
 from lpslim.base import files, registry
 from lpslim.base.errors import UserError
-from lpslim.base.hashing import digest
+from lpslim.base.files import digest
 from lpslim.data.splits import Data
 from lpslim.experiment.config import Config, declared
 from lpslim.experiment.records import RULE, VERSIONS

@@ -26,7 +26,7 @@ from lpslim.experiment.tracking import Trackers
 from lpslim.models import family as families
 from lpslim.models import storage
 from lpslim.pruning import criteria, unstructured
-from lpslim.training import distributed, runtime
+from lpslim.training import distributed
 from lpslim.training.distributed import broadcast_from_main, main_process_first
 
 SOURCES = ("--", ":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
@@ -43,7 +43,7 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
     experiment_file: the configuration of the run's experiment file without overrides; None without a file.
     """
     with distributed.fail_fast(but=(UserError, RunError)):
-        runtime.make_accelerator(config.trainer)  # several processes find each other
+        distributed.make_accelerator(config.trainer)  # several processes find each other
         run = main_process_first(lambda: _load(config))
         key = run.steps["finetune"].key
         if len(set(gather_object([key]))) > 1:
@@ -76,7 +76,7 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
 
 
 def _load(config: Config) -> stages.Run:
-    config, chosen = replace(config, trainer=runtime.resolved(config.trainer)), config.model
+    config, chosen = replace(config, trainer=distributed.resolved(config.trainer)), config.model
     load = registry.find("data.datasets", config.dataset.source).load
     data = load(config.dataset, Path(config.work_dir) / "data")
     if entry := families.published(chosen.family, chosen.name, chosen.weights):
@@ -137,7 +137,7 @@ def _differences(run: stages.Run, experiment: Config) -> dict[str, list[Any]]:
 
     Memory layout and compilation change the last bits alone, and are the run's own affair.
     """
-    trainer = runtime.resolved(replace(run.config.trainer, precision=experiment.trainer.precision))
+    trainer = distributed.resolved(replace(run.config.trainer, precision=experiment.trainer.precision))
     experiment = replace(experiment, trainer=trainer)
     theirs, ours = (dict(flat(records.public(config))) for config in (experiment, run.config))
     pairs = {key: [theirs.get(key), ours.get(key)] for key in {**theirs, **ours}}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lpslim.base import files
 from lpslim.base.errors import DivergenceError
-from lpslim.base.hashing import derive_seed
+from lpslim.base.files import derive_seed
 from lpslim.base.modules import example_input
 from lpslim.data.splits import Data
 from lpslim.experiment import keys
@@ -160,7 +160,7 @@ def score(run: Run, step: Step) -> Info:
     batches = train.train_batches(min(SAMPLE_SIZE, len(train)), derive_seed(seed, "score", "batches"))
     torch.manual_seed(derive_seed(seed, "score"))
     sample, name = islice(batches, SAMPLE_BATCHES), step.depends_on["name"]
-    scores = criteria.by_layer(name, model.to(device), units, sample, run.data.task.loss)
+    scores = criteria.score(name, model.to(device), units, sample, run.data.task.loss)
     save_file({layer: own.contiguous() for layer, own in scores.items()}, step.folder / SCORES)
     return {}
 

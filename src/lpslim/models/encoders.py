@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lpslim.base.errors import UserError
-from lpslim.base.hashing import file_hash
+from lpslim.base.files import file_hash
 
 TINY, MINILM = "tiny", "minilm"
 NAME, WEIGHTS, TOKENIZER = "model.name", "model.weights", "dataset.tokenizer"
@@ -44,7 +44,7 @@ SETTINGS = (  # that a description may hold; others of transformers name code, o
     "initializer_range", "pad_token_id", "is_decoder", "dropout", "attention_dropout", "seq_classif_dropout",
     "sinusoidal_pos_embds",
 )  # fmt: skip
-LARGEST, MOST_LAYERS, HUB_TIMEOUT = 10_000_000, 1000, 5  # of a setting; of layers; seconds
+LARGEST, MOST_LAYERS, HUB_TIMEOUT = 1_000_000, 1000, 5  # of a setting; of layers; seconds
 
 
 @cache

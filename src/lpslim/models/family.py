@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lpslim.base import registry
 from lpslim.base.errors import UserError, listed
-from lpslim.base.hashing import file_hash
+from lpslim.base.files import file_hash
 from lpslim.models.weights import Published, load_into, read
 from lpslim.pruning import check, graph
 from lpslim.pruning.units import Prunable, Units

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lpslim.base.errors import SHOWN, UserError, listed
-from lpslim.base.hashing import file_hash
+from lpslim.base.files import file_hash
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile

@@ -113,8 +113,7 @@ class CostModel:
         self.touching: dict[tuple[str, bool], list[tuple[int, int]]] = {}
         for i, unit in enumerate(units):
             own = {(cut.name, cut.reads): len(cut.indices) // unit.size for cut in unit.cuts}
-            sides = [*((name, False) for name in unit.producers), *((name, True) for name in unit.consumers)]
-            for side, channels in (dict.fromkeys(sides, 0) | own).items():
+            for side, channels in own.items():
                 self.touching.setdefault(side, []).append((i, channels))
         counted = [layer.cost(layer.fan_in, layer.out) for layer in self.layers]
         self.dense = Cost(sum(cost.macs for cost in counted), params)
@@ -133,11 +132,8 @@ class CostModel:
 
     def _gone(self, layer: LayerCost, reads: bool, widths: Sequence[int]) -> int:
         """Return the inputs (of one filter) or outputs that a layer loses."""
-        gone, dense, groups = 0, layer.fan_in if reads else layer.out, layer.groups if reads else 1
-        for i, channels in self.touching.get((layer.name, reads), ()):
-            size = self.units[i].size
-            gone += (channels // groups or dense // size) * (size - widths[i])
-        return gone
+        groups, touching = layer.groups if reads else 1, self.touching.get((layer.name, reads), ())
+        return sum(channels // groups * (self.units[i].size - widths[i]) for i, channels in touching)
 
     def flops_drop(self, widths: Sequence[int]) -> float:
         """Return the share of the dense multiply-adds that is gone with ``widths[i]`` units in layer i."""

@@ -11,16 +11,7 @@ from torch import nn
 from lpslim.base.errors import UserError
 from lpslim.base.modules import REMEDY, Example, matches
 from lpslim.pruning.dependency import UNTRACEABLE, Channels, Traced, Walk, apply, tied
-from lpslim.pruning.units import (
-    BATCH_NORMS,
-    CONVOLUTIONS,
-    ROOTS,
-    Cut,
-    Prunable,
-    Units,
-    is_depthwise,
-    width_of,
-)
+from lpslim.pruning.units import BATCH_NORMS, ROOTS, Cut, Prunable, Units, is_depthwise, width_of
 
 
 def prune(model: nn.Module, example: Example, kept: Mapping[str, Sequence[int]]) -> None:
@@ -192,5 +183,5 @@ class Graph:
     def _axis(self, layer: str) -> tuple[tuple[str, int], ...]:
         """Return where a layer's weight has its output channels, if not on its first axis."""
         module = self.modules[layer]
-        second = isinstance(module, CONVOLUTIONS) and module.transposed and not is_depthwise(module)
+        second = getattr(module, "transposed", False) and not is_depthwise(module)
         return ((layer, 1),) if second else ()

@@ -39,16 +39,13 @@ def find(
 
 
 def _owners(units: Sequence[Units]) -> Owners:
-    """Return which unit each index of a cut belongs to; of heads and neurons the channels lie in order."""
+    """Return which unit each index of a cut belongs to."""
     owners: Owners = {}
     for unit, first in zip(units, _firsts(units), strict=True):
         for cut in unit.cuts:
             rows = enumerate(unit.rows(cut), first)
             own = {index: number for number, row in rows for index in row}
             owners.setdefault((cut.name, cut.reads, cut.axis), {}).update(own)
-        own = {i: first + i // unit.head_dim for i in range(unit.size * unit.head_dim)}
-        for reads, names in ((False, unit.producers), (True, unit.consumers)) if not unit.cuts else ():
-            owners |= {(name, reads, 0): own for name in names}
     return owners
 
 

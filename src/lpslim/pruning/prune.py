@@ -96,7 +96,7 @@ def prune(
         units = _remaining(survey.units, survey.left)
         dense = candidates(smaller, example, units, adjust=floor, floor=floor, coupled_floor=coupled_floor)
         dense.check(budget)
-        scores = of_units(units, criteria.by_layer(criterion, smaller, units, batches), score_norm)
+        scores = of_units(units, criteria.score(criterion, smaller, units, batches), score_norm)
         dense, kept, cuts = _chosen(dense, scores, budget, survey)
         apply(smaller, cuts)
         widths = [len(kept[unit.layer]) for unit in dense.units]

@@ -101,14 +101,6 @@ def norm_name(model: nn.Module, units: Units) -> str | None:
     return next(norms, None)
 
 
-def norm_of(model: nn.Module, units: Units) -> nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d:
-    """Return the first batch-norm that the units' channels pass through; UserError if it has no scale."""
-    norm = model.get_submodule(norm_name(model, units) or units.layer)
-    if not isinstance(norm, BATCH_NORMS) or not norm.affine:
-        raise UserError(f"layer {units.layer!r}: no batch-norm with a scale follows it")
-    return norm
-
-
 def parameters_of(layers: Sequence[tuple[str, int]], own: Container[str]) -> list[tuple[str, int]]:
     """Return which parameters in ``own`` hold the channels of layers, as (name, axis of the channels).
 

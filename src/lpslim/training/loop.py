@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lpslim.base.errors import DivergenceError
-from lpslim.base.hashing import derive_seed
+from lpslim.base.files import derive_seed
 from lpslim.data.splits import Batch, Data
 from lpslim.training import distributed
 from lpslim.training.callbacks import Callback
 from lpslim.training.checkpoint import Checkpoint
 from lpslim.training.evaluation import evaluate
-from lpslim.training.runtime import make_accelerator, resolved
 from lpslim.training.schedule import RuntimeConfig, TrainConfig, learning_rate
 
 log = logging.getLogger(__name__)
@@ -111,8 +110,8 @@ def fit(
     from before a checkpoint. Several processes must call this together. DivergenceError: a loss is not
     finite; UserError: the device is not there.
     """
-    runtime, callback, images = resolved(runtime), callback or Callback(), len(data.shape) == 3
-    accelerator = make_accelerator(runtime)
+    runtime, callback, images = distributed.resolved(runtime), callback or Callback(), len(data.shape) == 3
+    accelerator = distributed.make_accelerator(runtime)
     device, data, share = accelerator.device, data.to(accelerator.device), distributed.share()
     layout = torch.channels_last if runtime.channels_last and images else torch.contiguous_format
     model.to(device).to(memory_format=layout)

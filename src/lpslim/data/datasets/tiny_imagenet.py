@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lpslim.base.errors import UserError
-from lpslim.base.hashing import digest, file_hash
+from lpslim.base.files import digest, file_hash
 from lpslim.data.decoded import READ, Listing, list_images
 from lpslim.data.images import folder_data
 from lpslim.data.splits import Data

@@ -10,14 +10,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lpslim.base.errors import UserError
 from lpslim.models import encoders
 from lpslim.models.family import Family
 from lpslim.models.weights import Published, load_into
-from lpslim.pruning.units import Units
+from lpslim.pruning.dependency import apply
+from lpslim.pruning.units import Cut, Units
 
 
 class Classifier(nn.Module):
@@ -57,11 +57,8 @@ class BertFamily(Family):
         for layer in [name.removesuffix(parts[0]) for name in names if name.endswith(f".{parts[0]}")]:
             *rows, columns, first, second = (layer + part for part in parts)
             attention = model.get_submodule(rows[0].rpartition(".")[0])
-            scored_by, head_dim = (*((row, 0) for row in rows), (columns, 1)), attention.attention_head_size
-            heads = len(model.get_parameter(f"{rows[0]}.weight")) // head_dim
-            units.append(Units(rows[0], heads, False, tuple(rows), (columns,), 1, head_dim, scored_by))
-            scored_by, neurons = ((first, 0), (second, 1)), len(model.get_parameter(f"{first}.weight"))
-            units.append(Units(first, neurons, False, (first,), (second,), scored_by=scored_by))
+            units.append(_units(model, rows, columns, attention.attention_head_size))
+            units.append(_units(model, [first], second, 1))
         return units
 
     def cut(self, model: Any, example: Tensor | None, kept: Mapping[str, Sequence[int]]) -> None:
@@ -71,20 +68,15 @@ class BertFamily(Family):
             if layer not in by_layer:
                 raise UserError(f"layer {layer!r}: has no heads or neurons to remove")
             by_layer[layer].check(chosen)
-        device, config = next(model.parameters()).device, model.transformer.config
+        gone = {layer: sorted({*range(by_layer[layer].size)} - {*chosen}) for layer, chosen in kept.items()}
+        apply(model, [cut for layer in kept for cut in by_layer[layer].without(gone[layer])])
         for layer, chosen in kept.items():
-            units = by_layer[layer]
-            first = torch.tensor(list(chosen), device=device)[:, None] * units.head_dim
-            index = (first + torch.arange(units.head_dim, device=device)).flatten()
-            for name in units.producers:
-                _slice(model.get_submodule(name), index, axis=0)
-            for name in units.consumers:
-                _slice(model.get_submodule(name), index, axis=1)
             attention = model.get_submodule(layer.rpartition(".")[0])
             if hasattr(attention, "attention_head_size"):
                 _keep_heads(attention, chosen)
         widths = {units.size for units in self.units(model) if len(units.producers) == 1}
         if len(widths) == 1:  # a width that transformers' configuration can express
+            config = model.transformer.config
             setattr(config, "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size", *widths)
 
     def published(self, name: str) -> Mapping[str, Published]:
@@ -131,12 +123,13 @@ def _own_columns(attention: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return *others, bias[:, attention.heads]
 
 
-def _slice(linear: Any, index: Tensor, axis: int) -> None:
-    """Keep rows (axis 0: outputs) or columns (axis 1: inputs) of a linear layer; frozen ones stay frozen."""
-    linear.weight.data = linear.weight.data.index_select(axis, index)
-    if axis == 0 and linear.bias is not None:
-        linear.bias.data = linear.bias.data[index]
-    linear.out_features, linear.in_features = linear.weight.shape
+def _units(model: nn.Module, rows: Sequence[str], columns: str, head_dim: int) -> Units:
+    """Return the units that are rows of some linear layers and columns of another."""
+    size = len(model.get_parameter(f"{rows[0]}.weight"))
+    cuts = (*(Cut(row, False, list(range(size))) for row in rows), Cut(columns, True, list(range(size))))
+    scored_by = (*((row, 0) for row in rows), (columns, 1))
+    parts = rows[0], size // head_dim, False, tuple(rows), (columns,), 1, head_dim, scored_by
+    return Units(*parts, cuts=cuts)
 
 
 family = BertFamily()

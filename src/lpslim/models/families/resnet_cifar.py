@@ -13,16 +13,10 @@ from lpslim.models.family import PUBLIC, Family
 from lpslim.models.weights import IMAGENET, Published
 from lpslim.pruning.units import Prunable
 
-DEPTHS = {f"resnet{depth}": depth for depth in (20, 32, 44, 56, 110)}
 # of CIFAR-10, trained on all 50,000 images under ImageNet's normalisation
 SOURCE = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models"
-FILES = {
-    "resnet20": "resnet20-12fca82f.th",
-    "resnet32": "resnet32-d509ac18.th",
-    "resnet44": "resnet44-014dd654.th",
-    "resnet56": "resnet56-4bfd9763.th",
-    "resnet110": "resnet110-1d1ed7c2.th",
-}
+HASHES = {20: "12fca82f", 32: "d509ac18", 44: "014dd654", 56: "4bfd9763", 110: "1d1ed7c2"}
+FILES = {f"resnet{depth}": f"resnet{depth}-{sha}.th" for depth, sha in HASHES.items()}
 
 
 class Block(nn.Module):
@@ -78,12 +72,12 @@ def _stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.
 class ResNetCifarFamily(Family):
     """``resnet20`` to ``resnet110``; the first convolution of every block is prunable."""
 
-    names = tuple(DEPTHS)
+    names = tuple(FILES)
     aliases = (("fc.", "linear."),)
 
     def build(self, name: str, *, num_classes: int, in_channels: int = 3) -> ResNetCifar:
         """Return a network with random weights (He initialisation)."""
-        return ResNetCifar(DEPTHS[name], num_classes, in_channels)
+        return ResNetCifar(int(name.removeprefix("resnet")), num_classes, in_channels)
 
     def prunable(self, model: nn.Module) -> list[Prunable]:
         """Return the first convolution of every block: residual streams keep their width."""

@@ -8,25 +8,21 @@ raises a UserError. Scores of different layers are put on one scale later, by ``
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpslim.base import registry
 from lpslim.base.errors import UserError
-from lpslim.pruning.units import Units, pooled
+from lpslim.base.modules import eval_mode, weight_of
+from lpslim.pruning.units import Units, norm_name, pooled
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def score(
-    name: str, model: nn.Module, units: Sequence[Units], batches: Batches = (), loss: Loss = F.cross_entropy
-) -> list[Tensor]:
-    """Return the scores of all units by one criterion: float64 (units,) for each layer, on the CPU."""
-    check(name, model, units)
-    scores = registry.find("pruning.criteria", name).score(model, units, batches, loss)
-    return [s.cpu() for s in pooled(units, scores)]
 
 
 def layers(name: str, model: nn.Module, units: Sequence[Units]) -> list[Units]:
@@ -34,12 +30,13 @@ def layers(name: str, model: nn.Module, units: Sequence[Units]) -> list[Units]:
 
     UserError for a criterion that does not exist, or if it can score none that makes a unit.
     """
-    scored: dict[str, Units] = {}
+    scored, check = dict[str, Units](), getattr(registry.find("pruning.criteria", name), "check", None)
     for unit in units:
         able, problem = list[Units](), UserError("")
         for each in unit.members or [unit]:
             try:
-                check(name, model, [each])
+                if check:
+                    check(model, [each])
                 able.append(each)
             except UserError as refused:
                 problem = refused
@@ -49,17 +46,47 @@ def layers(name: str, model: nn.Module, units: Sequence[Units]) -> list[Units]:
     return list(scored.values())
 
 
-def by_layer(
+def score(
     name: str, model: nn.Module, units: Sequence[Units], batches: Batches = (), loss: Loss = F.cross_entropy
 ) -> dict[str, Tensor]:
-    """Return the scores of all :func:`layers`, for ``selection.of_units`` to make the units' of."""
+    """Return the scores of all :func:`layers`, float64 (units,) on the CPU, for ``selection.of_units``."""
     scored = layers(name, model, units)
-    values = score(name, model, scored, batches, loss)
-    return {unit.layer: own for unit, own in zip(scored, values, strict=True)}
+    channels = registry.find("pruning.criteria", name).score(model, scored, batches, loss)
+    pairs = zip(scored, pooled(scored, channels), strict=True)
+    return {unit.layer: own.cpu() for unit, own in pairs}
 
 
-def check(name: str, model: nn.Module, units: Sequence[Units]) -> None:
-    """Refuse (UserError) a criterion that does not exist, or a network that it cannot score."""
-    criterion = registry.find("pruning.criteria", name)
-    if hasattr(criterion, "check"):
-        criterion.check(model, units)
+def check_maps(model: nn.Module, units: Sequence[Units]) -> None:
+    """Refuse layers that are no convolutions, and so make no feature maps (UserError)."""
+    for unit in units:
+        if weight_of(model, unit.layer).ndim != 4:
+            raise UserError(f"layer {unit.layer!r}: makes no feature maps, which this criterion looks at")
+
+
+@torch.no_grad()
+def mean_over_images(
+    model: nn.Module, units: Sequence[Units], batches: Batches, measure: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Return the mean over all images of a measure of each channel's map, float64 (channels,) for each layer.
+
+    A layer's maps are its output after the batch-norm that follows it (if one does) and a ReLU, whatever
+    activation the network itself has. batches: images (B, C, H, W) with labels, which are not used; UserError
+    if there are none. measure: maps (B, c, H, W) -> (B, c).
+    """
+    sources = [norm_name(model, unit) or unit.layer for unit in units]
+    totals = {source: torch.zeros((), dtype=torch.float64) for source in sources}
+    images = 0
+
+    def record(source: str, _: nn.Module, __: Any, maps: Tensor) -> None:
+        totals[source] = totals[source] + measure(F.relu(maps)).double().sum(dim=0).cpu()
+
+    with eval_mode(model), ExitStack() as hooks:
+        for source in sources:
+            layer = model.get_submodule(source)
+            hooks.enter_context(layer.register_forward_hook(partial(record, source)))
+        for inputs, _ in batches:
+            model(inputs)
+            images += len(inputs)
+    if not images:
+        raise UserError("batches: this criterion looks at feature maps and needs images, got none")
+    return [totals[source] / images for source in sources]

@@ -8,14 +8,19 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lpslim.pruning.units import Units, norm_of
-
-
-def check(model: nn.Module, units: Sequence[Units]) -> None:
-    """Refuse units without a batch-norm that has a scale (UserError)."""
-    score(model, units)
+from lpslim.base.errors import UserError
+from lpslim.pruning.units import BATCH_NORMS, Units, norm_name
 
 
 def score(model: nn.Module, units: Sequence[Units], *_: object) -> list[Tensor]:
-    """Return ``|gamma_j|`` per channel."""
-    return [norm_of(model, unit).weight.detach().double().abs() for unit in units]
+    """Return ``|gamma_j|`` per channel; UserError for units without a batch-norm that has a scale."""
+    scales = []
+    for unit in units:
+        norm = model.get_submodule(norm_name(model, unit) or unit.layer)
+        if not isinstance(norm, BATCH_NORMS) or not norm.affine:
+            raise UserError(f"layer {unit.layer!r}: no batch-norm with a scale follows it")
+        scales.append(norm.weight.detach().double().abs())
+    return scales
+
+
+check = score

@@ -17,14 +17,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lpslim.pruning.criteria import Batches
-from lpslim.pruning.feature_maps import check as check
-from lpslim.pruning.feature_maps import mean_over_images
+from lpslim.pruning.criteria import Batches, check_maps, mean_over_images
 from lpslim.pruning.units import Units
 
 STEP = 0.4  # exp(-pi^2 / STEP) = 2e-11
 BELOW, ABOVE = -24.0, 8.0  # of log(u / ||A||_F)
 CHUNK = 2**22  # entries of the largest temporary tensor
+check = check_maps
 
 
 def score(model: nn.Module, units: Sequence[Units], batches: Batches = (), *_: object) -> list[Tensor]:

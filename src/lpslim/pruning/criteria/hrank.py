@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lpslim.pruning.criteria import Batches
-from lpslim.pruning.feature_maps import check as check
-from lpslim.pruning.feature_maps import mean_over_images
+from lpslim.pruning.criteria import Batches, check_maps, mean_over_images
 from lpslim.pruning.units import Units
+
+check = check_maps
 
 
 def score(model: nn.Module, units: Sequence[Units], batches: Batches = (), *_: object) -> list[Tensor]:
