@@ -44,9 +44,7 @@ def test_the_wheel_does_what_readme_shows_without_the_source_tree(tmp_path):
     (wheel,) = tmp_path.glob("lpslim-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"lpslim", wheel.name.split("-py3")[0] + ".dist-info"}
-    assert {
-        f"lpslim/{path.relative_to(ROOT / 'src/lpslim')}" for path in (ROOT / "src/lpslim").rglob("*.py")
-    } <= {*names}
+    assert {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/lpslim").rglob("*.py")} <= {*names}
 
     succeeds(sys.executable, "-m", "venv", "--without-pip", env, cwd=tmp_path)
     python = env / "bin" / "python"

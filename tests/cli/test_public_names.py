@@ -27,6 +27,12 @@ def test_the_version_is_that_of_the_installed_package():
         ("lpslim", "torch importlib.metadata"),
         ("[getattr(lpslim, name) for name in lpslim.HOMES]",
          "hydra omegaconf accelerate transformers tensorboard onnx"),
+        ("import lpslim.experiment.records, lpslim.experiment.statistics", "torch pandas transformers"),
+        # Torch-Pruning imports timm, and with it torchvision, where it is installed
+        ("sys.modules['timm'] = None; import lpslim.data.datasets.digits; from lpslim.models import storage; "
+         "storage.dense('vgg', 'vgg_small', (1, 8, 8), 10).build(); "
+         "from lpslim.models.encoders import WORDS; assert len(WORDS) == 54",
+         "torchvision transformers"),
     ],
 )  # fmt: skip
 def test_the_library_imports_no_more_than_it_needs(used, absent):

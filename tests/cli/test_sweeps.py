@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from lpslim.base.errors import RunError, UserError
 from lpslim.experiment import records, sweep
 from tests.composing import ROOT
+from tests.experiment.dying import places
 
 TINY = ["model=vgg_small", "dataset=digits", "debug=tiny", "trainer.threads=1"]
 LONG = ["model=vgg_small", "dataset=digits", "baseline.epochs=500", "trainer.threads=1",
@@ -32,9 +33,8 @@ def needs(preset):
 
 
 def start(folder, *words):
-    places = [f"work_dir={folder}/outputs", f"results_dir={folder}/results"]
     return subprocess.Popen(
-        [sys.executable, "run.py", "-m", *words, *places], cwd=ROOT, env=ENVIRONMENT, text=True,
+        [sys.executable, "run.py", "-m", *words, *places(folder)], cwd=ROOT, env=ENVIRONMENT, text=True,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -52,10 +52,6 @@ def swept(folder, *words):
 
 def measured(folder):
     return sorted(records.read_all(folder / "results"), key=lambda record: record.key)
-
-
-def begun(folder):
-    return list(folder.glob("outputs/multirun/*/job*.json"))
 
 
 def holders(folder):
@@ -96,13 +92,12 @@ def test_jobs_in_other_processes_share_stages_and_are_summed_up_like_those_in_on
     made = measured(tmp_path)
     assert len(made) == 2
     job = JobReturn(status=JobStatus.COMPLETED)
-    job.return_value = records.path_of(tmp_path / "results", made[0].experiment, made[0].key)
-    sweep.Objective(["params", "val_accuracy", "macs"]).on_job_end(OmegaConf.create(), job)
-    pruned, curve = made[0].cost.pruned, made[0].curves["finetune"]
-    assert job.return_value == (pruned.params, curve.val_accuracy[-1], pruned.macs)
-    job.return_value = records.path_of(tmp_path / "results", made[0].experiment, made[0].key)
-    sweep.Objective(["val_accuracy"]).on_job_end(OmegaConf.create(), job)
-    assert job.return_value == curve.val_accuracy[-1]  # Optuna takes one objective as a number alone
+    pruned, val = made[0].cost.pruned, made[0].curves["finetune"].val_accuracy[-1]
+    several = ["params", "val_accuracy", "macs"], (pruned.params, val, pruned.macs)
+    for names, values in (several, (["val_accuracy"], val)):  # Optuna takes one objective as a number alone
+        job.return_value = records.path_of(tmp_path / "results", made[0].experiment, made[0].key)
+        sweep.Objective(names).on_job_end(OmegaConf.create(), job)
+        assert job.return_value == values
     assert swept(tmp_path, *words)[:2] == (code, lines)  # in one process, which finds what the others made
     assert measured(tmp_path) == made
 

@@ -1,7 +1,6 @@
 """Images decoded once: the bits of those decoded in every epoch, whatever became of the files meanwhile."""
 
 import itertools
-import logging
 import multiprocessing
 import os
 import pickle
@@ -100,7 +99,7 @@ def test_another_folder_or_decoder_has_another_file(root, monkeypatch):
 
 
 def test_a_file_that_would_be_too_large_is_not_made_and_that_is_said(root, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level("INFO")
     exact = sum(3 * rgb(file).width * rgb(file).height for file in files(root)) / 1e9
     expected = batches(load(root, cache_gb=0.999 * exact))
     assert not stored(root)
@@ -141,11 +140,9 @@ def forked(work, count):
 
 
 def test_a_process_that_is_killed_while_making_it_leaves_nothing_that_is_believed(root, monkeypatch):
-    left = iter(range(19))
-    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    monkeypatch.setattr(
-        decoded, "rgb", lambda file, *_: rgb(file) if next(left, None) is not None else kill()
-    )
+    left = iter([rgb] * 19)
+    kill = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    monkeypatch.setattr(decoded, "rgb", lambda file, *_: next(left, kill)(file))
     assert forked(lambda: decode_all(root), 1) == [-signal.SIGKILL]
     monkeypatch.undo()
     assert not stored(root)

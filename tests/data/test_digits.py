@@ -15,7 +15,7 @@ def load(tmp_path, **changes):
     return data, (data.train, data.val, data.test)
 
 
-def test_all_digits_are_there_once_with_their_labels(tmp_path):
+def test_all_digits_are_there_once_every_time_and_can_be_enlarged_in_three_channels(tmp_path):
     def table(images, labels):
         rows = zip(images.reshape(len(labels), -1), labels.tolist(), strict=True)
         return Counter((row.tobytes(), label) for row, label in rows)
@@ -27,13 +27,9 @@ def test_all_digits_are_there_once_with_their_labels(tmp_path):
     pixels, labels = load_digits(return_X_y=True)
     loaded = sum((table(part.images.numpy(), part.labels.numpy()) for part in parts), Counter())
     assert loaded == table(np.round(pixels * 255 / 16).astype(np.uint8), labels)
-
-
-def test_they_are_the_same_every_time_and_can_be_enlarged_in_three_channels(tmp_path):
-    (plain, parts), (again, _) = load(tmp_path), load(tmp_path)
-    large, enlarged = load(tmp_path, image_size=24, rgb=True)
-    assert plain.fingerprint == again.fingerprint != large.fingerprint
-    assert torch.equal(plain.train.images, again.train.images)
+    again, (large, enlarged) = load(tmp_path)[0], load(tmp_path, image_size=24, rgb=True)
+    assert data.fingerprint == again.fingerprint != large.fingerprint
+    assert torch.equal(data.train.images, again.train.images)
     assert large.shape == (3, 24, 24)
     for small, big in zip(parts, enlarged, strict=True):
         expected = small.images.repeat_interleave(3, 1).repeat_interleave(3, 2).expand(-1, -1, -1, 3)

@@ -35,7 +35,7 @@ def noisy(folder, workers):
     return imagefolder.StreamedSplit([(folder / f"{i}.png", i) for i in range(10)], 8, True, workers)
 
 
-def test_splits_classes_and_pixels_in_imagenets_units(root):
+def test_splits_classes_and_pixels_in_imagenets_units_and_under_another_normalisation(root):
     data = load(root)
     assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 6)
     assert (data.num_classes, data.shape) == (2, (3, 8, 8))
@@ -47,6 +47,10 @@ def test_splits_classes_and_pixels_in_imagenets_units(root):
     torch.testing.assert_close(images[1, :, 4, 4], expected)
     files = [sorted((root / "train" / name).iterdir()) for name in CLASSES]
     assert sorted(data.train.samples + data.val.samples) == [(f, i) for i in (0, 1) for f in files[i]]
+    other = data.normalised((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert other.reading == {**data.reading, "mean": [0.5] * 3, "std": [0.25] * 3}
+    ((images, _),) = other.test.eval_batches(6)
+    torch.testing.assert_close(images[1, :, 4, 4], (torch.tensor([20, 0, 7]) / 255 - 0.5) / 0.25)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -96,11 +100,3 @@ def test_bad_folders_and_sizes_are_refused(root, monkeypatch):
     monkeypatch.setattr(decoded, "SAMPLED", 1)  # in a large folder it is not among those looked into
     (root / "train" / CLASSES[0] / "0.png").unlink()
     assert refusal(load, root) == f"{root}/train/{CLASSES[1]}/9.png: is empty"
-
-
-def test_streamed_images_take_another_normalisation(root):
-    data = load(root)
-    other = data.normalised((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    assert other.reading == {**data.reading, "mean": [0.5] * 3, "std": [0.25] * 3}
-    ((images, _),) = other.test.eval_batches(6)
-    torch.testing.assert_close(images[1, :, 4, 4], (torch.tensor([20, 0, 7]) / 255 - 0.5) / 0.25)

@@ -11,15 +11,9 @@ from lpslim.models.weights import IMAGENET
 from tests.data.making import noise, refusal, settings
 
 
-def plain_split(images, **augmentation):
-    """Return a split whose batches are the pixel values themselves, and whose labels number the images."""
-    zeros, ones = torch.zeros(images.shape[-1]), torch.ones(images.shape[-1])
-    return TensorSplit(images, torch.arange(len(images)), zeros, ones, **augmentation)
-
-
 @pytest.mark.parametrize(("count", "size", "batches"), [(50, 8, 6), (48, 8, 6), (5, 8, 1), (3, 1, 3)])
 def test_an_epoch_shows_every_image_at_most_once(count, size, batches):
-    split = plain_split(noise(count, 4, 4), crop_padding=1, flip=True)
+    split = TensorSplit(noise(count, 4, 4), torch.arange(count), torch.zeros(3), torch.ones(3), 1, True)
     labels = [labels for _, labels in split.train_batches(size, seed=0)]
     assert [len(batch) for batch in labels] == [min(size, count)] * batches  # none is short
     shown = torch.cat(labels).tolist()

@@ -40,24 +40,17 @@ def test_spearman_is_pearsons_correlation_of_mean_ranks(rows):
     assert spearman(torch.ones(5), torch.arange(5.0)) == 0.0  # and not NaN
 
 
-def test_a_classification_predicts_the_largest_logit_and_costs_cross_entropy():
+def test_a_class_is_the_largest_logit_at_cross_entropy_a_regression_the_output_at_its_squared_error():
     task, logits, targets = CLASSIFICATION, torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])
     assert task.preds(logits).tolist() == [0, 1]
     assert torch.equal(task.loss(logits, targets, 0.1), F.cross_entropy(logits, targets, label_smoothing=0.1))
     assert task.loss(logits, targets, reduction="none").shape == (2,)
     assert task.function(task.preds(logits), targets) == 50.0
-
-
-def test_a_regression_predicts_the_output_and_costs_its_squared_error():
     task, outputs, targets = TASKS["spearman"], torch.tensor([[1.0], [4.0]]), torch.tensor([2.0, 2.0])
     assert task.preds(outputs).tolist() == [1.0, 4.0]
     assert task.loss(outputs, targets, 0.1).item() == pytest.approx(2.5)  # no label smoothing
     assert task.loss(outputs, targets, reduction="sum").item() == pytest.approx(5.0)
-
-
-def test_tasks_by_their_metric_and_one_of_ones_own():
-    assert (
-        list(TASKS) == [task.metric for task in TASKS.values()] == ["accuracy", "f1", "matthews", "spearman"]
-    )
+    names = ["accuracy", "f1", "matthews", "spearman"]
+    assert [*TASKS] == [task.metric for task in TASKS.values()] == names
     task = Task("mae", lambda preds, targets: float((preds - targets).abs().mean()), regression=True)
-    assert task.function(task.preds(torch.tensor([[1.0], [4.0]])), torch.tensor([2.0, 2.0])) == 1.5
+    assert task.function(task.preds(outputs), targets) == 1.5

@@ -23,10 +23,7 @@ def test_validation_is_fixed_and_disjoint_from_training_and_both_hold_a_sample()
         assert (train, val) == (sorted(train), sorted(val))
     assert hold_out(12, 0.25)[1].tolist() == [0, 5, 8]  # stored results depend on it
     assert "1 sample to train on; expected at least 2" in refusal(hold_out, 1, 0.5)
-
-
-def test_a_fraction_of_nothing_leaves_all_samples_to_train_on():
-    train, val = hold_out(3, 0)
+    train, val = hold_out(3, 0)  # a fraction of nothing leaves all samples to train on
     assert (train.tolist(), val.tolist()) == ([0, 1, 2], [])
     assert torch.equal(torch.ones(3)[val], torch.ones(0))
 

@@ -15,12 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import lpslim
 from tests.composing import ROOT, configured
 
-PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
-]
+DOCS = (f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", *DOCS]
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 EVERYTHING = "\n".join(TEXTS.values()).replace("\\\n", " ")  # a command may go on in the next line
 RUNS = sorted({run.strip() for run in re.findall(r"run\.py ([^`\n#]+)", EVERYTHING)})
@@ -39,17 +35,14 @@ def first_job(command: str) -> list[str]:
     words = [w for w in shlex.split(re.sub(r"<[^>]+>", "somewhere", command)) if w not in FLAGS]
     parsed = OverridesParser.create().parse_overrides(words)
     first = [next(o.sweep_string_iterator()) if o.is_sweep_override() else None for o in parsed]
-    return [
-        o.input_line if one is None else f"{o.key_or_group}={one}"
-        for o, one in zip(parsed, first, strict=True)
-    ]
+    both = zip(parsed, first, strict=True)
+    return [o.input_line if one is None else f"{o.key_or_group}={one}" for o, one in both]
 
 
 def test_the_pages_show_what_is_tested_here():
     assert len(RUNS) >= 15
-    assert {"reproduce", "test", "tables", "plots", "verify", "compare", "reproduce-table-vgg16"} <= set(
-        TARGETS
-    )
+    shown = {"reproduce", "test", "tables", "plots", "verify", "compare", "reproduce-table-vgg16"}
+    assert shown <= {*TARGETS}
     assert {"lpslim.models.onnx", "reproduce.tables"} & set(MODULES)
     assert len(blocks("README.md")) == 1
     assert len(blocks("docs/method.md")) == 2
@@ -111,12 +104,9 @@ def test_the_library_in_ten_lines_prunes_saves_loads_and_exports(tmp_path, monke
 
 def test_the_admm_in_a_loop_of_ones_own_regularises(capsys):
     model = torch.nn.Linear(4, 3)
-    names = {
-        "model": model,
-        "loader": [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(3)],
-        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
-        "loss_of": F.cross_entropy,
-    }
+    loader = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(3)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    names = {"model": model, "loader": loader, "optimizer": optimizer, "loss_of": F.cross_entropy}
     before = model.weight.detach().clone()
     exec(blocks("docs/method.md")[0], names)
     assert not torch.equal(before, model.weight)
@@ -146,24 +136,18 @@ def test_the_loop_with_channels_of_the_method_page_runs():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_and_anchors_lead_somewhere(page):
+def test_links_anchors_and_names_of_files_lead_somewhere(page):
+    for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|csv|json))", TEXTS[page]):
+        if "log_sum" not in path:
+            assert any((ROOT / root / path).exists() for root in ("", "src/lpslim", "src")), path
     for link, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", TEXTS[page]):
         if link.startswith("http"):
             continue
         target = (ROOT / page).parent / link if link else ROOT / page
         assert target.exists(), link
         if anchor:
-            heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, (
-                anchor
-            )
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_files_that_a_page_names_exist(page):
-    for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml|csv|json))", TEXTS[page]):
-        if "log_sum" not in path:
-            assert any((ROOT / root / path).exists() for root in ("", "src/lpslim", "src")), path
+            heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8").lower(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head).replace(" ", "-") for head in heads}, anchor
 
 
 def test_every_package_has_its_line():

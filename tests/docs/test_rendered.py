@@ -1,14 +1,13 @@
 """The committed tables, and the blocks in README and findings, are those that the committed records give."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from lpslim.experiment import records
 from reproduce import tables
+from tests.composing import ROOT
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 
 
@@ -31,9 +30,8 @@ def test_a_page_has_the_block_of_the_records_and_no_image_that_is_missing(render
     _, blocks, _ = rendered
     content = (ROOT / name).read_text(encoding="utf-8")
     assert content.partition(tables.BEGIN)[2].partition(tables.END)[0] == f"\n{blocks[name]}", "make tables"
-    assert all(
-        (ROOT / name).parent.joinpath(image).exists() for image in re.findall(r"!\[.*\]\((.*)\)", content)
-    )
+    images = re.findall(r"!\[.*\]\((.*)\)", content)
+    assert all((ROOT / name).parent.joinpath(image).exists() for image in images)
 
 
 def test_findings_stay_short():

@@ -17,14 +17,8 @@ from tests.composing import configured
 # a server that has imported everything, and has used nothing, forks each process: seconds saved a time;
 # there is one in a process, so one list for all tests
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "tests.experiment.dying",
-        "tests.training.toys",
-        "lpslim.models.families.vgg",
-        "lpslim.data.datasets.digits",
-    ]
-)
+USED = ("tests.training.toys", "lpslim.models.families.vgg", "lpslim.data.datasets.digits")
+PROCESSES.set_forkserver_preload([__name__, *USED])
 TINY = ("model=vgg_small", "debug=tiny", "trainer.threads=1", "trainer.precision=fp32")
 WRITES = ("replace", "rename", "unlink", "fsync")
 

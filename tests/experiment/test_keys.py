@@ -83,23 +83,20 @@ def test_a_setting_changes_the_stages_from_its_own_on_and_the_seed_no_group(sett
     assert changed(planned(), other, "group") == (set() if "seed" in settings else later)
 
 
-def test_the_floor_of_coupled_units_counts_where_there_are_such():
-    assert not changed(planned(), planned(coupled_floor=0.3))
-    assert changed(planned(coupled=True), planned(coupled=True, coupled_floor=0.3)) == {"prune", "finetune"}
-
-
 def test_ignored_settings_change_no_key():
     for key in IGNORED_KEYS - {"dataset.source", "name"}:
         assert keys(**{key.replace(".", "__"): "something else"}) == keys(), key
 
 
-def test_a_regulariser_and_its_penalty_are_keyed_by_what_they_use():
+def test_what_a_regulariser_its_penalty_or_the_units_make_no_use_of_is_in_no_key():
     for knob in ("p", "M", "rho", "lamb", "criterion__weights", "regularizer__form"):
         assert keys(regularizer__name="none", **{knob: 7.0}) == keys(regularizer__name="none")
     assert keys(ratio=0.6)["sparsify"] == keys(ratio=0.3)["sparsify"]
     assert keys(p=0, ratio=0.6)["sparsify"] != keys(p=0, ratio=0.3)["sparsify"]
     assert keys(p=0, M=2) == keys(p=0, M=1)
     assert keys(regularizer__name="bn_l1", rho=1) == keys(regularizer__name="bn_l1")
+    assert not changed(planned(), planned(coupled_floor=0.3))
+    assert changed(planned(coupled=True), planned(coupled=True, coupled_floor=0.3)) == {"prune", "finetune"}
 
 
 def test_a_regulariser_that_chooses_is_keyed_by_the_budget_and_there_is_no_score():
@@ -118,9 +115,8 @@ def test_a_regulariser_that_chooses_is_keyed_by_the_budget_and_there_is_no_score
 
 
 def test_one_schedule_spans_the_stage_and_the_fine_tune():
-    legs, alone = (
-        trainings(composed(f"method={name}", "epoch_scale=2")) for name in ("lp_channels", "no_admm")
-    )
+    both = ("lp_channels", "no_admm")
+    legs, alone = (trainings(composed(f"method={name}", "epoch_scale=2")) for name in both)
     first, last = legs["sparsify"], legs["finetune"]
     assert (first.epochs, last.epochs) == (6, 20)
     assert (first.before, first.after, last.before, last.after) == (0, 20, 6, 0)

@@ -46,9 +46,8 @@ def test_a_run_from_public_weights_uses_their_normalisation_and_says_so(publishe
     model, file = published
     record = record_of(*DIGITS, f"model.weights_dir={file.parent}", work=tmp_path)
     data = digits.load(configured(*DIGITS).dataset, tmp_path)
-    expected, usual = (
-        evaluate(model, part.test, task=data.task)["accuracy"] for part in (data.normalised(*IMAGENET), data)
-    )
+    parts = (data.normalised(*IMAGENET).test, data.test)
+    expected, usual = (evaluate(model, part, task=data.task)["accuracy"] for part in parts)
     assert record.accuracy["baseline"] == {"last": expected, "paper": expected}
     assert expected != usual
     assert (record.data.mean, record.data.std) == tuple(map(list, IMAGENET))

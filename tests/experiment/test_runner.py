@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import re
 import shutil
 import subprocess
@@ -39,7 +38,7 @@ def unrecorded(finished, tmp_path):
     return tmp_path
 
 
-def test_a_run_leaves_a_record_and_a_folder_that_agree(finished):
+def test_a_run_leaves_a_record_and_a_folder_and_a_second_does_nothing(run, finished, capsys, monkeypatch):
     record, place = finished.record, finished.path.parents[3]
     folder = place / "outputs" / "runs" / "adhoc" / record.key[:8]
     assert list(record.stages) == ["baseline", "sparsify", "score", "prune", "finetune"]
@@ -52,11 +51,8 @@ def test_a_run_leaves_a_record_and_a_folder_that_agree(finished):
     assert (folder / "convergence.csv").read_text().startswith(columns)
     network = count(lpslim.load(folder / "pruned"), torch.zeros(1, 1, 8, 8))
     assert (network.macs, network.params) == (record.cost.pruned.macs, record.cost.pruned.params)
-
-
-def test_a_second_run_reads_the_record_and_does_nothing(run, finished, capsys, monkeypatch):
     monkeypatch.setattr(stages, "obtain", lambda *_: pytest.fail("a stage was looked for"))
-    assert run(BUDGET, work=finished.path.parents[3]).path == finished.path
+    assert run(BUDGET, work=place).path == finished.path
     assert "measured before" in capsys.readouterr().out
 
 
@@ -115,7 +111,7 @@ def test_a_record_tells_how_a_run_departs_from_its_experiment_file(run):
 
 
 def test_a_loss_that_is_not_finite_is_recorded(run, tmp_path, caplog, capsys):
-    caplog.set_level(logging.CRITICAL)
+    caplog.set_level("CRITICAL")
     words = (BUDGET, "finetune.lr=1e30", "trainer.checkpoint_minutes=0")
     for _ in range(2):  # the second reads the record
         with pytest.raises(RunError, match="diverged in finetune, epoch 1, step 2: loss nan"):
@@ -133,7 +129,7 @@ def test_a_loss_that_is_not_finite_is_recorded(run, tmp_path, caplog, capsys):
 
 
 def test_a_damaged_stage_is_set_aside_and_computed_anew(run, finished, unrecorded, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level("INFO")
     folder = unrecorded / finished.folder("baseline").relative_to(finished.path.parents[3])
     network = folder / "weights.safetensors"
     content = network.read_bytes()

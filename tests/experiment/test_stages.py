@@ -92,9 +92,8 @@ def test_a_regulariser_that_chooses_decides_in_place_of_score_and_target(run, wo
     assert {layer: n for layer, (n, _) in record.channels.items()} == {k: len(v) for k, v in kept.items()}
     assert all(0 <= row[name] <= 100 for row in rows for name in ("accuracy", "accuracy_if_cut"))
     # one schedule: the fine-tune begins where the stage before it ended
-    ends, begins = (
-        files.read_json(done.folder(s) / files.MANIFEST)["curve"] for s in ("sparsify", "finetune")
-    )
+    manifests = (done.folder(stage) / files.MANIFEST for stage in ("sparsify", "finetune"))
+    ends, begins = (files.read_json(manifest)["curve"] for manifest in manifests)
     assert ends[-1]["lr"] > begins[0]["lr"] > 0
 
 

@@ -49,17 +49,11 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened(tmp_path, un
     goes_on(tmp_path, expected)
 
 
-# the record
-@pytest.mark.parametrize("share", few([0.999], [0.15, *(i / 40 for i in range(40))]))
-def test_a_run_killed_in_a_write(tmp_path, undisturbed, share):
-    moment = int(share * undisturbed[2])
-    assert ended(begin(*places(tmp_path), BUDGET, at_write=moment)) == KILLED
-    goes_on(tmp_path, undisturbed[0])
-
-
-def test_a_run_killed_again_and_again_ends_at_last(tmp_path, undisturbed):
+# in the write of the record; again and again, going on from its checkpoints
+@pytest.mark.parametrize("shares", few([[0.999], [0.2, 0.3, 0.3]], [[0.15], *([i / 40] for i in range(40))]))
+def test_a_run_killed_in_writes_ends_at_last(tmp_path, undisturbed, shares):
     expected, _, moments = undisturbed
-    for share in (0.2, 0.3, 0.3):  # it goes on from its checkpoints
+    for share in shares:
         assert ended(begin(*places(tmp_path), BUDGET, at_write=int(share * moments))) == KILLED
     goes_on(tmp_path, expected)
 

@@ -20,12 +20,9 @@ def store(sound, tmp_path):
     return tmp_path
 
 
-def test_a_sound_store_has_no_problem(store, capsys):
+def test_a_sound_store_has_no_problem_and_stages_that_are_gone_are_counted(store, capsys):
     assert main(["--results", str(store / "results"), "--work-dir", str(store / "outputs")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 records, 5 stages, 0 absent stages, 0 problems"
-
-
-def test_stages_that_are_gone_are_counted(store):
     shutil.rmtree(store / "outputs")
     expected = "1 records, 0 stages, 5 absent stages, 0 problems"
     assert verify(store / "results", store / "outputs") == ([], expected)

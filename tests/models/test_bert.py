@@ -6,15 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    DistilBertConfig,
-    ElectraConfig,
-    MPNetConfig,
-    RobertaConfig,
-)
 
 from lpslim.base.errors import UserError
 from lpslim.base.modules import example_input
@@ -27,8 +20,8 @@ from lpslim.pruning.cost import CostModel, count, layer_costs
 
 BERT = families.get("bert")
 LENGTHS = (12, 7, 3, 9)
-KINDS = {"bert": BertConfig, "roberta": RobertaConfig, "electra": ElectraConfig, "mpnet": MPNetConfig,
-         "distilbert": DistilBertConfig}  # fmt: skip
+CLASSES = ("Bert", "Roberta", "Electra", "MPNet", "DistilBert")
+KINDS = {name.lower(): getattr(transformers, f"{name}Config") for name in CLASSES}
 SPECIAL = {"roberta": {"type_vocab_size": 1, "pad_token_id": 1}, "electra": {"embedding_size": 24},
            "distilbert": {"hidden_dim": 40, "activation": "relu"}}  # fmt: skip
 
@@ -83,9 +76,8 @@ def silenced(model, units, kept):
 @pytest.mark.parametrize("parts", ["heads", "neurons", "both"])
 def test_a_pruned_network_equals_the_silenced_one_with_padding_in_the_batch(kind, parts):
     model, texts = network(kind), padded()
-    units = [
-        unit for unit in BERT.units(model) if parts in ("both", "heads" if unit.head_dim > 1 else "neurons")
-    ]
+    asked = {"heads": {True}, "neurons": {False}, "both": {True, False}}[parts]
+    units = [unit for unit in BERT.units(model) if (unit.head_dim > 1) in asked]
     kept = half(units)
     masked = silenced(model, units, kept)
     cut = copy.deepcopy(model)
@@ -107,9 +99,8 @@ def test_layers_that_lost_other_heads_train_one_position_bias_like_the_silenced_
     BERT.cut(cut, None, kept)
     for each in (cut, masked):
         each(texts).square().sum().backward()
-    bias, expected = (
-        each.transformer.mpnet.encoder.relative_attention_bias.weight.grad for each in (cut, masked)
-    )
+    encoders_ = (each.transformer.mpnet.encoder for each in (cut, masked))
+    bias, expected = (encoder.relative_attention_bias.weight.grad for encoder in encoders_)
     assert (bias - expected).abs().max() < 1e-9 * expected.abs().max()
 
 
@@ -126,12 +117,11 @@ def test_a_pruned_encoder_is_loaded_as_it_was_saved(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_alone_loads_an_encoder_with_all_heads_and_one_width(kind, tmp_path):
     model, texts = network(kind).float(), padded()
-    BERT.cut(
-        model, None, {unit.layer: range(unit.size)[::3] for unit in BERT.units(model) if unit.head_dim == 1}
-    )
+    neurons = [unit for unit in BERT.units(model) if unit.head_dim == 1]
+    BERT.cut(model, None, {unit.layer: range(unit.size)[::3] for unit in neurons})
     expected = model(texts)
     model.transformer.save_pretrained(tmp_path)
-    model.transformer = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    model.transformer = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert torch.equal(model(texts), expected)
 
 

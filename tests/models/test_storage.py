@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -61,15 +60,6 @@ def test_a_loaded_network_has_the_same_tensors_and_can_be_trained_on(pruned, tmp
     assert all(p.grad is not None and p.grad.shape == p.shape for p in loaded.parameters())
 
 
-def test_an_encoder_comes_back(tmp_path):
-    dense = storage.dense("bert", "tiny", (3, 16), 2)
-    model = dense.build().eval()
-    pruned = replace(dense, kept={unit.layer: [1, 3] for unit in dense.units(model)})
-    storage.write(tmp_path, pruned.cut(model), pruned)
-    tokens = torch.ones(2, 3, 16, dtype=torch.long)
-    assert torch.equal(storage.load(tmp_path)(tokens), model(tokens))
-
-
 class Tied(nn.Module):
     """A network that lpslim cannot build: two layers with one weight, and a frozen one."""
 
@@ -124,9 +114,8 @@ def test_a_network_of_a_network_that_was_pruned_needs_that_one(tmp_path):
     for name, second in (("apart", apart), ("again", again)):
         lpslim.save(tmp_path / name, second)
         assert torch.equal(lpslim.load(tmp_path / name, model=first.model)(example), second.model(example))
-    with pytest.raises(
-        UserError, match=r"one\.weight: \(4, 1, 3, 3\) .* \(8, 1, 3, 3\) .* itself pruned, give that"
-    ):
+    hint = r"one\.weight: \(4, 1, 3, 3\) .* \(8, 1, 3, 3\) .* itself pruned, give that"
+    with pytest.raises(UserError, match=hint):
         lpslim.load(tmp_path / "apart", model=dense)
     # the second choice tells every width
     assert torch.equal(lpslim.load(tmp_path / "again", model=dense)(example), again.model(example))
@@ -144,15 +133,7 @@ def test_a_network_comes_back_in_the_precision_of_the_given_one(stored, given, t
     pruned = lpslim.prune(dense, image[:1].to(stored), ratio=0.5)
     lpslim.save("~/made", pruned)
     loaded = lpslim.load("~/made", model=Chain().to(given))
-    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
-        storage.DESCRIPTION,
-        storage.WEIGHTS,
-    ]
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {storage.DESCRIPTION, storage.WEIGHTS}
     expected = pruned.model.to(given)
     assert {value.dtype for value in loaded.state_dict().values()} == {given}
     assert torch.equal(loaded(image.to(given)), expected(image.to(given)))
-
-
-def test_a_folder_without_a_network(tmp_path):
-    with pytest.raises(UserError, match=rf"^{tmp_path} holds no architecture\.json"):
-        storage.load(tmp_path)

@@ -96,7 +96,7 @@ DESCRIPTIONS = {
     "classes": ({"arguments": {"num_classes": 10**12}}, "$.arguments[...]"),
     "too many": ({"arguments": {"num_classes": 2**20, "in_channels": 3}}, "floating in the file, (1048576,"),
     "an extra argument": ({"arguments": {"weights": "DEFAULT"}}, "cannot be built: TypeError: "),
-    "a way out": ({"family": "../../x"}, "'../../x' is not one of bert"),
+    "a way out": ({"family": "../../x"}, "'../../x' is not one of bert, resnet_cifar, torchvision, vgg"),
     "a name": ({"name": "vgg99"}, ": name=vgg99: must be one of vgg_small, vgg16, vgg19"),
     "the largest": ({"family": "torchvision", "name": "regnet_y_128gf", "arguments": {"num_classes": 9}},
                     "does not fit architecture.json: missing "),

@@ -12,6 +12,7 @@ from lpslim import cli
 from lpslim.experiment import records
 from lpslim.experiment.runner import execute
 from tests.composing import ROOT, configured
+from tests.docs.test_contributing import block
 from tests.experiment.dying import places
 
 TOY = Path(__file__).parent / "toy"
@@ -23,6 +24,7 @@ def installed(tmp_path_factory):
     """Return a folder with the package, as pip installs it."""
     folder = tmp_path_factory.mktemp("plugins")
     shutil.copytree(TOY, folder / "source")
+    (folder / "source" / "toy_lpslim" / "log_sum.py").write_text(block("python"))  # the page's penalty
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--target", folder / "site", folder / "source"], check=True)
     return folder / "site"
@@ -30,8 +32,7 @@ def installed(tmp_path_factory):
 
 def run(site, work, *words):
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    places = [f"work_dir={work}/outputs", f"results_dir={work}/results"]
-    command = [sys.executable, "run.py", "--config-dir", str(TOY / "conf"), *words, *places]
+    command = [sys.executable, "run.py", "--config-dir", str(TOY / "conf"), *words, *places(work)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 

@@ -11,12 +11,12 @@ import torch.nn.utils.parametrizations as P
 from torch import nn
 from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
 from torch.nn.utils.prune import l1_unstructured
-from torch.utils.flop_counter import FlopCounterMode
 
 import lpslim
 from lpslim.base.errors import UserError
 from lpslim.pruning.check import Comparison
 from lpslim.pruning.cost import count
+from tests.pruning.test_cost import counted_by_torch
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 EXACT = 1e-12
@@ -276,11 +276,8 @@ PAIRS = [*zip(COUNTED.values(), ["target_flops", "target_params"] * 2, strict=Tr
 def test_targets_are_met_by_what_is_really_there(build, target):
     model = build().eval()
     pruned = lpslim.prune(model, IMAGE, round_to=2, **{target: 0.4})
-    sizes = []
-    for network in (model, pruned.model):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(IMAGE)
-        sizes.append((counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())))
+    both = (model, pruned.model)
+    sizes = [(counted_by_torch(net, IMAGE), sum(p.numel() for p in net.parameters())) for net in both]
     assert sizes == [(cost.macs, cost.params) for cost in (pruned.dense, pruned.pruned)]
     before, after = (size[target == "target_params"] for size in sizes)
     assert pruned.reached == 1 - after / before == pytest.approx(0.4, abs=0.1)

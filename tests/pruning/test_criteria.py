@@ -37,13 +37,6 @@ def labelled(*shape, classes=10, sizes=(3, 2)):
     ]
 
 
-def maps_of(model, layer, batches):
-    """The layer's maps after batch-norm and ReLU, through the modules one by one: VGG is a sequence."""
-    last = int(layer.split(".")[1]) + 2  # convolution, batch-norm, ReLU
-    with torch.no_grad():
-        return torch.cat([model.features[: last + 1](images) for images, _ in batches])
-
-
 def scored(*arguments):
     """Return the scores in the order of the units."""
     return [*criteria.score(*arguments).values()]
@@ -118,7 +111,8 @@ def test_scores_of_maps_by_their_formulas(scene):
     model, units, batches = scene
     found = {name: scored(name, model, units, batches) for name in ("hrank", "chip")}
     for i, unit in enumerate(units):
-        maps = maps_of(model, unit.layer, batches).numpy()
+        first = model.features[: int(unit.layer.split(".")[1]) + 3]  # to convolution, batch-norm, ReLU
+        maps = torch.cat([first(images).detach() for images, _ in batches]).numpy()
         ranks = [np.mean([np.linalg.matrix_rank(image) for image in maps[:, j]]) for j in range(unit.size)]
         rows = maps.astype(np.float64).reshape(len(maps), unit.size, -1)
         drops = np.mean([nuclear_drops(image) for image in rows], axis=0)
@@ -129,13 +123,8 @@ def test_scores_of_maps_by_their_formulas(scene):
 def test_maps_of_a_layer_without_batch_norm_are_its_own_whatever_follows():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 1))
-    images = torch.randn(5, 3, 6, 6)
-
-    def spatial(maps):
-        return maps.mean(dim=(2, 3))
-
-    units = [Units("0", 4, False, ("0",), ("2",))]
-    (means,) = mean_over_images(model, units, [(images, None)], spatial)
+    images, units = torch.randn(5, 3, 6, 6), [Units("0", 4, False, ("0",), ("2",))]
+    (means,) = mean_over_images(model, units, [(images, None)], lambda maps: maps.mean(dim=(2, 3)))
     torch.testing.assert_close(means.float(), model[0](images).relu().mean(dim=(0, 2, 3)))
 
 
@@ -168,9 +157,8 @@ def gated(model, module, unit, batches, loss=F.cross_entropy):
     """Multiply a gate per unit into a module's output, and return its mean squared gradient."""
     gates = torch.ones(unit.size, dtype=torch.float64, requires_grad=True)
     channels = gates.repeat(unit.groups)  # one channel of each group
-    handle = model.get_submodule(module).register_forward_hook(
-        lambda _, __, out: out * channels.view(-1, *[1] * (out.ndim - 2)).to(out.dtype)
-    )
+    hook = lambda _, __, out: out * channels.view(-1, *[1] * (out.ndim - 2)).to(out.dtype)  # noqa: E731
+    handle = model.get_submodule(module).register_forward_hook(hook)
     squares = [torch.autograd.grad(loss(model(x), y), gates)[0].square() for x, y in batches]
     handle.remove()
     return torch.stack(squares).mean(dim=0)

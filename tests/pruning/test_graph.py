@@ -141,14 +141,7 @@ def tied():
             x = torch.relu(layer(x))
         return net.out(x)
 
-    sizes = {
-        "first": (3, 8),
-        "one": (8, 8),
-        "other": (8, 8),
-        "middle": (8, 6),
-        "named": (6, 6),
-        "out": (6, 2),
-    }
+    sizes = dict(first=(3, 8), one=(8, 8), other=(8, 8), middle=(8, 6), named=(6, 6), out=(6, 2))
     model = Net(function, **{name: nn.Conv2d(*size, 1) for name, size in sizes.items()})
     model.other.weight, model.alias = model.one.weight, model.named
     return model

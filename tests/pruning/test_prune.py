@@ -74,10 +74,7 @@ REFUSED = {
     "two budgets": ({"ratio": 0.5, "target_flops": 0.5}, "got target_flops, ratio"),
     "percent": ({"target_flops": 50.0}, "target_flops=50.0: must be above 0 and below 1"),
     "floor": ({"ratio": 0.5, "floor": 1.0}, "floor=1.0, round_to=1: must be"),
-    "norm": (
-        {"ratio": 0.5, "score_norm": "layers"},
-        "score_norm=layers: must be one of minmax, uniform, raw",
-    ),
+    "norm": ({"ratio": 0.5, "score_norm": "layer"}, "score_norm=layer: must be one of minmax, uniform, raw"),
     "criterion": ({"ratio": 0.5, "criterion": "luck"}, "'luck' is not one of"),
     "no batches": ({"ratio": 0.5, "criterion": "hrank"}, "batches: "),
     "protected": ({"ratio": 0.5, "protected": ["layer9"]}, "protected: the network has no 'layer9'"),

@@ -177,20 +177,15 @@ def heavy_and_light(heavy, light):
     return layers([10, 500]), scores, lambda widths: heavy * (10 - widths[0]) + light * (500 - widths[1])
 
 
-def test_light_units_fill_what_a_heavy_one_leaves():
+def test_light_units_fill_what_a_heavy_one_leaves_or_the_neighbours_are_named():
     units, scores, drop = heavy_and_light(0.05, 0.001)  # no threshold alone meets 6.2 %
     kept = by_target(units, scores, [1, 1], target(0.062, drop))
     first = kept["layer1"][0]
     assert kept["layer0"] == list(range(1, 10))  # the second heavy unit would overshoot
     assert kept["layer1"] == list(range(first, 500))  # the lowest of the light ones, no gap
     assert abs(0.05 + 0.001 * first - 0.062) <= TOLERANCE
-
-
-def test_what_cannot_be_filled_is_refused_with_its_neighbours():
-    units, scores, drop = heavy_and_light(0.05, 0.001)
-    with pytest.raises(
-        UserError, match=r"target_flops=0\.07: .* 0\.3 points; the nearest are 0\.0550 and 0\.1000$"
-    ):
+    nearest = r"target_flops=0\.07: .* 0\.3 points; the nearest are 0\.0550 and 0\.1000$"
+    with pytest.raises(UserError, match=nearest):
         by_target(units, scores, [1, 495], target(0.07, drop))  # five light units do not fill two points
     units, scores, drop = heavy_and_light(0.05, 0.02)
     with pytest.raises(UserError, match=r"the nearest are 0\.0500 and 0\.0700$"):

@@ -5,12 +5,12 @@ import re
 import shutil
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 DRIVER = shutil.which("chromedriver")
 ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -26,11 +26,9 @@ class Browser:
         """Send a command of the protocol, and return its value."""
         data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(self.address + path, data, kind), timeout=60
-            ) as reply:
+            with urlopen(Request(self.address + path, data, kind), timeout=60) as reply:
                 return json.load(reply)["value"]
-        except urllib.error.HTTPError as refusal:
+        except HTTPError as refusal:
             raise AssertionError(f"{path}: {json.load(refusal)['value']['message']}") from refusal
 
     def open(self, file: Path, width: int = 1280) -> None:
@@ -78,9 +76,7 @@ def browser() -> Iterator[Browser]:
         root = Browser(f"http://127.0.0.1:{port}/session")
         session = root.call("", capabilities={"alwaysMatch": options})["sessionId"]
         yield Browser(f"{root.address}/{session}")
-        urllib.request.urlopen(
-            urllib.request.Request(f"{root.address}/{session}", method="DELETE"), timeout=60
-        )
+        urlopen(Request(f"{root.address}/{session}", method="DELETE"), timeout=60)
     finally:
         driver.terminate()
         driver.wait()

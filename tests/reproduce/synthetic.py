@@ -16,6 +16,8 @@ ORIGINAL = {"name": "cifar10", "source": "torchvision batches", "fingerprint": "
 JPEG = {"name": "cifar10", "source": "image folder cifar10_jpeg", "fingerprint": "b" * 64}
 DIGITS = {"name": "digits", "source": "scikit-learn, embedded", "fingerprint": "c" * 64}
 WIDTHS = {"features.0": (20, 64), "features.3": (31, 64), "features.7": (9, 128), "features.10": (77, 128)}
+NAME = "vgg16_cifar10/flops60_cos350"  # published: 94.36, from 93.96
+OWN = {"data": DIGITS, "model.name": "vgg_small"}
 NO_ADMM = {"method": "no ADMM", "kind": "control", "regularizer.name": "none"}
 NO_CAP = {"method": "Lp p=5, no cap", "M": None}
 STAGES = ("baseline", "sparsify", "score", "prune", "finetune")

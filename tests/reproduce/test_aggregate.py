@@ -66,7 +66,7 @@ def test_a_record_is_outdated_by_its_code_or_its_rule(monkeypatch):
     assert outdated(synthetic.record()) == outdated(synthetic.record(**synthetic.NO_ADMM)) == ""
 
 
-def test_outdated_records_are_left_out_and_named():
+def test_outdated_records_and_those_without_a_validation_split_that_decides_are_left_out_and_named():
     name = "bert_glue/rte"
     found = [synthetic.record(name, versions={"prune": 9}), synthetic.record(name)]
     shown, (remark,) = to_show(found, "last", keep=False)
@@ -75,9 +75,6 @@ def test_outdated_records_are_left_out_and_named():
     assert run_command(name).endswith("seed=0,1,2,3,4")  # a small development set
     assert to_show(found, "last", keep=True)[0] == found
     assert to_show(shown, "last", keep=False) == (shown, [])
-
-
-def test_runs_without_a_validation_split_are_left_out_where_it_decides():
     runs = [synthetic.record("a"), synthetic.record("b", data={"val": 0})]
     assert to_show(runs, "last", keep=False) == (runs, [])
     shown, remarks = to_show(runs, "val", keep=False)

@@ -5,9 +5,8 @@ import pytest
 
 from reproduce import figures, plots
 from tests.reproduce import synthetic
+from tests.reproduce.synthetic import NAME, OWN
 
-NAME = "vgg16_cifar10/flops60_cos350"
-OWN = {"data": synthetic.DIGITS, "model.name": "vgg_small"}
 BERT = {f"layer.{i}.{kind}": (1 + i, of) for i in (0, 1) for kind, of in (("query", 4), ("dense", 8))}
 HEADS = {layer: kept for layer, kept in BERT.items() if "query" in layer}
 

@@ -1,14 +1,13 @@
 """Published tables: every row of the paper's method has one experiment file, which says what the row says."""
 
-from pathlib import Path
-
 import pytest
 from omegaconf import OmegaConf
 
 from reproduce import published
 from reproduce.published import TITLES, dense_of, read, rows_of
+from tests.composing import CONF
 
-EXPERIMENTS = Path(__file__).parents[2] / "conf" / "experiment"
+EXPERIMENTS = CONF / "experiment"
 ROWS = [row for table in TITLES for row in read(table)]
 OURS = [row for row in ROWS if row.experiment and row.table != "bert_glue"]
 

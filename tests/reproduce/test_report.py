@@ -11,16 +11,15 @@ from lpslim.experiment.config import IGNORED_KEYS, flat
 from lpslim.experiment.records import public
 from tests.composing import configured
 from tests.reproduce import browser, synthetic
+from tests.reproduce.synthetic import NAME, OWN
 
 pytest.importorskip("itables", reason="the extra `report` is not installed: make report")
 
 from reproduce import details, report
 
-NAME = "vgg16_cifar10/flops60_cos350"
 HOSTILE = (
     "</script><script>window.broken=1</script><img src=x onerror=window.broken=1> {{ 7 * 7 }} $x_{$ & \"'"
 )
-OWN = {"data": synthetic.DIGITS, "model.name": "vgg_small"}
 
 
 def render(results, *more):
@@ -134,9 +133,8 @@ def test_command_composes_what_the_record_was_configured_with(words):
     own, differs = settings(asked), {}
     if words[0].startswith("experiment="):
         file = settings(configured(words[0]))
-        differs = {
-            key: [file[key], value] for key, value in own.items() if value != file[key] and key != "seed"
-        }
+        changed = {key: value for key, value in own.items() if value != file[key] and key != "seed"}
+        differs = {key: [file[key], value] for key, value in changed.items()}
     changes = {"config": public(asked), "differs": differs}
     run = msgspec.structs.replace(synthetic.record(asked.name, asked.seed), **changes)
     python, script, *typed = shlex.split(details.command(run))
@@ -156,9 +154,8 @@ def test_chart_has_the_recorded_values_and_omits_what_a_logarithm_cannot_show():
 
 def test_two_hundred_runs_take_less_than_three_megabytes(tmp_path):
     layers = {f"layer{i // 9 + 1}.{i % 9}.conv1": (1 + i, 64) for i in range(27)}
-    curve = {
-        name: [90 + i % 7 / 7 for i in range(40)] for name in ("train_loss", "val_accuracy", "test_accuracy")
-    }
+    values, names = [90 + i % 7 / 7 for i in range(40)], ("train_loss", "val_accuracy", "test_accuracy")
+    curve = dict.fromkeys(names, values)
     changes = {"channels": layers, "curves": {"baseline": curve, "finetune": curve}}
     changes["environment"] = {f"package {i}": "1.2.3" for i in range(15)}
     runs = [
@@ -203,9 +200,8 @@ def test_in_a_browser_runs_can_be_sorted_filtered_and_opened(made, tmp_path):
         (opened,) = page.js(shown)
         assert opened == details.identity(made[8])  # the best of its method
         page.click(f"[id='{opened}'] summary")
-        assert "name: own/m2" in page.js(
-            f"return document.getElementById('{opened}').querySelector('.copy').innerText"
-        )
+        copied = f"document.getElementById('{opened}').querySelector('.copy').innerText"
+        assert "name: own/m2" in page.js(f"return {copied}")
         page.click(f"[id='{opened}'] a")
         assert page.js(shown) == ["top"]
         for width in (1280, 390):

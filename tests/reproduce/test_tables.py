@@ -9,8 +9,8 @@ import pytest
 from lpslim.experiment.statistics import Summary
 from reproduce import markup, tables
 from tests.reproduce import synthetic
+from tests.reproduce.synthetic import NAME, OWN
 
-NAME = "vgg16_cifar10/flops60_cos350"
 FINALS = [94.1, 94.3, 94.8]
 HOSTILE = "=a|b\nc\x1b[2J <!-- results:end --> {x} *x* \\ $ & % # _ { } ^ ~"
 
@@ -22,8 +22,7 @@ def results(tmp_path):
     made += synthetic.seeds("vgg16_cifar10/flops66_cos350", [83.1, 83.2], data=synthetic.JPEG, dense=83.5)
     made += [synthetic.record("vgg16_cifar10/flops60_step100", differs={"p": [5, 3]}, p=3.0, final=91.1)]
     for changes in ({}, synthetic.NO_CAP, synthetic.NO_ADMM):
-        own = {"data": synthetic.DIGITS, "model.name": "vgg_small", **changes}
-        made += synthetic.seeds("digits_vgg_small/x", [93.0, 93.5, 94.0 + len(changes)], **own)
+        made += synthetic.seeds("digits_vgg_small/x", [93.0, 93.5, 94.0 + len(changes)], **OWN, **changes)
     return synthetic.write(tmp_path, *made, synthetic.lost("lost/x", data=synthetic.DIGITS))
 
 
@@ -116,7 +115,7 @@ def page_with_markers(path):
     return path
 
 
-def test_the_readme_gets_the_overview_and_nothing_else_changes(results):
+def test_the_readme_gets_the_overview_and_the_first_figure_that_there_is_and_nothing_else_changes(results):
     readme = page_with_markers(results / "page.md")
     short = {"epoch_scale": 0.1, "differs": {"epoch_scale": [1.0, 0.1]}}
     synthetic.write(results, synthetic.record("vgg16_cifar10/flops82_step300", **short))
@@ -128,11 +127,6 @@ def test_the_readme_gets_the_overview_and_nothing_else_changes(results):
     vgg = [cell.strip() for cell in lines[2].split("|")]
     assert vgg[2:-1] == ["2 of 7", "1", "4", "-0.13", "2 of 2 within"]  # other settings are not its run
     assert [len(lines), max(map(len, lines)) <= 100] == [2 + 4, True]
-
-
-def test_the_readme_shows_the_first_figure_that_there_is(results):
-    readme = page_with_markers(results / "page.md")
-    render(results, "--readme", str(readme))
     assert "![" not in readme.read_text()
     (results / "figures").mkdir()
     for name in reversed(tables.FRONT):
@@ -143,8 +137,7 @@ def test_the_readme_shows_the_first_figure_that_there_is(results):
 
 def test_the_papers_method_stands_beside_every_other_one_in_page_file_and_findings(results):
     pages = page_with_markers(results / "page.md"), page_with_markers(results / "docs" / "findings.md")
-    own = {"data": synthetic.DIGITS, "model.name": "vgg_small", "p": 1.0}
-    synthetic.write(results, *synthetic.seeds("digits_vgg_small/l1", [92.0], method="L1 norm", **own))
+    synthetic.write(results, *synthetic.seeds("digits_vgg_small/l1", [92.0], method="L1 norm", p=1.0, **OWN))
     page = render(results, "--readme", str(pages[0]))
     rows = {row["Against"]: row for row in rows_of(results / "tables/paired.csv")}
     row = rows["no ADMM"]  # differences of 0, 0 and -3: a deviation of 3 ** 0.5, so an error of 1
@@ -178,11 +171,9 @@ def test_a_folder_of_rows_ends_with_its_count(results, capsys):
     assert second == f"compare: 0 of 0 rows have a record. Table: {results}/README.md"
 
 
-@pytest.mark.parametrize(
-    "text", ["no", tables.BEGIN, f"{tables.END}\n{tables.BEGIN}", f"{tables.BEGIN}{tables.END}" * 2]
-)
-def test_a_readme_without_its_markers_is_left_alone(tmp_path, capsys, text):
-    readme = tmp_path / "page.md"
+@pytest.mark.parametrize("form", ["no", "{0}", "{1}\n{0}", "{0}{1}{0}{1}"])
+def test_a_readme_without_its_markers_is_left_alone(tmp_path, capsys, form):
+    readme, text = tmp_path / "page.md", form.format(tables.BEGIN, tables.END)
     readme.write_text(text)
     with pytest.raises(SystemExit, match="2"):
         tables.main(["--results", str(tmp_path), "--readme", str(readme)])

@@ -22,9 +22,8 @@ SLICES = [
 def made(penalty=None, seed=0, bias=1.0):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a.weight": (3, 2, 2), "a.bias": (3,), "b.weight": (2, 4)}
-    parameters = {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()
-    }
+    like = {"generator": generator, "dtype": torch.float64}
+    parameters = {name: torch.randn(shape, **like) for name, shape in shapes.items()}
     parameters["a.bias"] *= bias
     return parameters, GroupADMM(parameters, SLICES, LAYERS, penalty.weight if penalty else None)
 

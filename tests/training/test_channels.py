@@ -117,16 +117,14 @@ def test_in_a_loop_of_ones_own_the_cut_is_not_felt():
     assert (after - before).abs().max() < 0.05 * before.abs().max()
 
 
-def test_what_goes_becomes_zero_and_no_number_too_small_for_a_quick_processor():
+def test_a_training_ends_with_the_budget_met_and_zeros_not_numbers_too_small_for_a_quick_processor():
     model, _, admm = trained(lambda model: channels(model, epochs=9, rho=3.0), epochs=9)
     kept = admm.kept()["0"]
     gone = sorted({*range(4)} - {*kept})
     assert admm.convergence[-1]["gap"] == 0
     assert not model[0].weight[gone].any()
     assert model[0].weight[kept].all()
-
-
-def test_training_to_the_goal_ends_with_the_budget_met_however_few_the_steps():
+    # the budget is met however few the steps
     _, _, admm = trained(lambda model: channels(model, ratio=0.5, updates_per_epoch=STEPS + 3))
     assert admm.frozen
     assert admm.convergence[-1]["iteration"] == 3 * (STEPS + 3)

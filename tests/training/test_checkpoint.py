@@ -1,6 +1,5 @@
 """Checkpoint files that survive kills and betray damage; trainings that go on from them to the same bits."""
 
-import logging
 import os
 
 import pytest
@@ -41,7 +40,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, join, config, step
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_told_and_not_used(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level("INFO")
     whole, curve, _ = trained(checkpoint=Checkpoint(tmp_path / "stage", 0))
     checkpoint = Checkpoint(tmp_path / "stage", None)
     state = checkpoint.load()

@@ -15,9 +15,7 @@ warmups = st.floats(0.5, 500)
 
 
 @given(lengths, rates, warmups, st.sampled_from(SCHEDULES))
-def test_the_warm_up_is_linear_to_the_full_rate_in_a_third_of_the_epochs_at_most(
-    epochs, lr, warmup, schedule
-):
+def test_the_warm_up_is_linear_to_the_full_rate_in_a_third_of_the_epochs(epochs, lr, warmup, schedule):
     config = TrainConfig(epochs=epochs, lr=lr, schedule=schedule, warmup_epochs=warmup)
     for share in (0, 0.3, 0.5, 1):
         assert learning_rate(config, share * min(warmup, epochs / 3)) == pytest.approx(share * lr)
