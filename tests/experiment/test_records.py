@@ -67,7 +67,13 @@ def test_what_is_read_is_what_was_written_also_of_a_run_that_diverged(tmp_path):
     assert records.write(tmp_path, msgspec.structs.replace(record, seed=1)) == path
     assert records.read(path) == record  # never changed
     where = {"stage": "finetune", "epoch": 1, "step": 3, "loss": "nan"}
-    early = sample(diverged={**where, "stage": "baseline"}, cost={"rule": "r"}, accuracy={}, channels={})
+    early = sample(
+        diverged={**where, "stage": "baseline"},
+        cost={"rule": "r"},
+        accuracy={},
+        channels={},
+        experiment="table/early",
+    )
     late = sample(diverged=where, accuracy={"baseline": ACCURACY, "prune": ACCURACY}, experiment="table/late")
     for content in (early, late):
         record = msgspec.convert(content, Record)

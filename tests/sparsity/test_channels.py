@@ -31,7 +31,7 @@ def made(penalty=None, seed=0, bias=1.0):
 def scaled(admm, tensors, group):
     """Return the entries of one group in scaled variables, in a row."""
     rows = [
-        t.movedim(part.axis, 0)[part.channels[part.group == group]].flatten() / scale[group]
+        t.movedim(part.axis, 0)[part.channels[part.group == group]].flatten() / scale[LAYERS[group]]
         for part, t, scale in zip(admm.slices, tensors, admm.scales, strict=True)
     ]
     return torch.cat(rows)

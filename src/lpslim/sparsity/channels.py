@@ -65,7 +65,7 @@ class GroupADMM:
             yield total.index_add_(0, part.group, rows.double().square().sum(dim=1))
 
     def _scales(self) -> list[Tensor]:
-        """Return the scale of every group's entries in each part (groups,); 1 where nothing has a size."""
+        """Return the scale of each part's entries, layer by layer (layers,); 1 where nothing has a size."""
         count, layers = int(self.layers.max()) + 1, self.layers
         sizes = torch.bincount(layers, minlength=count)
         means, present = [], []
@@ -78,12 +78,13 @@ class GroupADMM:
             own = first.setdefault(part.name.rpartition(".")[0], means[i])
             means[i] = torch.maximum(means[i], LEAST_SCALE * own)
         parts = torch.stack(present).sum(dim=0).sqrt()
-        return [torch.where(mean > 0, mean * parts, 1.0)[layers] for mean in means]
+        return [torch.where(mean > 0, mean * parts, 1.0) for mean in means]
 
     def sizes(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return s_u, the norm of each group in scaled variables (groups,), float64."""
         pairs = zip(self._squares(tensors), self.scales, strict=True)
-        return torch.stack([squares / scale.square() for squares, scale in pairs]).sum(dim=0).sqrt()
+        parts = [squares / scale[self.layers].square() for squares, scale in pairs]
+        return torch.stack(parts).sum(dim=0).sqrt()
 
     @torch.no_grad()
     def update(self, choose: Callable[[Tensor], Tensor]) -> float:
