@@ -51,18 +51,15 @@ class Clock(Callback):
 
 
 class Way:
-    """One network trained in one precision and layout."""
+    """One network trained in one way: a precision, a layout, eager or compiled."""
 
-    def __init__(self, model: nn.Module, data: Data, batch: int, precision: str, channels_last: bool) -> None:
-        self.model, self.data, self.config = (
-            copy.deepcopy(model),
-            data,
-            TrainConfig(batch_size=batch, lr=0.01),
-        )
-        self.runtime = RuntimeConfig(precision=precision, channels_last=channels_last)
+    def __init__(self, model: nn.Module, data: Data, batch: int, runtime: RuntimeConfig) -> None:
+        self.model, self.data, self.runtime = copy.deepcopy(model), data, runtime
+        self.config = TrainConfig(batch_size=batch, lr=0.01)
 
     def __str__(self) -> str:
-        return f"{self.runtime.precision} {'channels_last' if self.runtime.channels_last else 'contiguous'}"
+        layout = "channels_last" if self.runtime.channels_last else "contiguous"
+        return f"{self.runtime.precision} {layout}{' compiled' if self.runtime.compile else ''}"
 
     def rate(self) -> float:
         """Train for an epoch; return images a second."""
@@ -109,7 +106,7 @@ def rows(network: str, size: str, batch: int, rates: dict[str, list[float]]) -> 
         ratio = Spread.of(a / b for a, b in zip(own, rates[best], strict=True))
         described = {"network": network, "size": size, "batch": batch, "way": way}
         found.append({**described, "images_per_second": Spread.of(own), "ratio_to_best": ratio})
-        print(f"  {way:<20} {Spread.of(own)} images/s   x {ratio}{'   best' if way == best else ''}")
+        print(f"  {way:<27} {Spread.of(own)} images/s   x {ratio}{'   best' if way == best else ''}")
     return found
 
 
@@ -118,16 +115,19 @@ def main() -> None:
     parser = timing.parser(__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--compile", action="store_true", help="also compiled training steps; minutes longer")
     options = parser.parse_args()
     steps, rounds = (3, 3) if options.quick else (6, 9)
     if torch.cuda.is_available():
         steps *= 20
     host, found = timing.begin(options), []
+    ways = list(product(PRECISIONS, (True, False), (False, True) if options.compile else (False,)))
     data = random_data(steps * options.batch)
     for name in options.networks or (["resnet20"] if options.quick else NETWORKS):
         for size, model in networks(name).items():
-            ways = [Way(model, data, options.batch, *way) for way in product(PRECISIONS, (True, False))]
-            found += rows(name, size, options.batch, measure(ways, rounds))
+            runtimes = (RuntimeConfig(precision=p, channels_last=c, compile=e) for p, c, e in ways)
+            trained = [Way(model, data, options.batch, runtime) for runtime in runtimes]
+            found += rows(name, size, options.batch, measure(trained, rounds))
     timing.write(options, host, found)
 
 
