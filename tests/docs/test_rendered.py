@@ -5,7 +5,7 @@ import re
 import pytest
 
 from lpslim.experiment import records
-from reproduce import tables
+from reproduce import figures, tables
 from tests.composing import ROOT
 
 RESULTS = ROOT / "results"
@@ -23,6 +23,13 @@ def test_the_committed_tables_are_those_of_the_records(rendered):
     assert committed == {name for name in pages if name != "README.md"}
     for name, content in pages.items():
         assert (RESULTS / name).read_text(encoding="utf-8") == content, f"{name}: make tables"
+
+
+def test_the_committed_figures_are_those_of_the_records():
+    names = figures.figures(records.read_all(RESULTS), "last").keys()
+    assert {path.name for path in (RESULTS / "figures").iterdir()} == {
+        f"{name}.{form}" for name in names for form in figures.FORMATS
+    }, "make plots; those of no record are to be removed"
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])
