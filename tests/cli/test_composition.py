@@ -34,7 +34,8 @@ def test_every_experiment_composes_knows_its_own_name_and_starts_from_its_weight
     config, table = configured(f"experiment={name}"), name.split("/")[0]
     assert config.name == name
     stated = {"minilm_glue": "fp32", "cifar10_resnet20": "bf16"}
-    assert config.trainer.precision == stated.get(table, "auto")  # as measured
+    anew = {f"minilm_glue/mrpc_{row}": "bf16" for row in ("lp", "no_admm", "random")}
+    assert config.trainer.precision == anew.get(name, stated.get(table, "auto"))  # as measured
     header = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert header[0] == "# @package _global_"
     assert f"experiment={name}" in header[1]
