@@ -140,9 +140,14 @@ def forked(work, count):
 
 
 def test_a_process_that_is_killed_while_making_it_leaves_nothing_that_is_believed(root, monkeypatch):
-    left = iter([rgb] * 19)
-    kill = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    monkeypatch.setattr(decoded, "rgb", lambda file, *_: next(left, kill)(file))
+    left = iter(range(19))
+
+    def read(file, *_):
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rgb(file)
+
+    monkeypatch.setattr(decoded, "rgb", read)
     assert forked(lambda: decode_all(root), 1) == [-signal.SIGKILL]
     monkeypatch.undo()
     assert not stored(root)

@@ -157,7 +157,10 @@ def gated(model, module, unit, batches, loss=F.cross_entropy):
     """Multiply a gate per unit into a module's output, and return its mean squared gradient."""
     gates = torch.ones(unit.size, dtype=torch.float64, requires_grad=True)
     channels = gates.repeat(unit.groups)  # one channel of each group
-    hook = lambda _, __, out: out * channels.view(-1, *[1] * (out.ndim - 2)).to(out.dtype)  # noqa: E731
+
+    def hook(_, __, out):
+        return out * channels.view(-1, *[1] * (out.ndim - 2)).to(out.dtype)
+
     handle = model.get_submodule(module).register_forward_hook(hook)
     squares = [torch.autograd.grad(loss(model(x), y), gates)[0].square() for x, y in batches]
     handle.remove()
