@@ -10,7 +10,7 @@ kept apart. Ratios: medians over the rounds, quartiles in brackets.
 
 ``inside`` is the time of the penalty's gradient over that of the rest of the same step. ``memory`` is what
 outlives a step (Z and V, or Z and U), ``peak`` the most bytes of tensors alive inside it beyond the plain
-step's, both in copies of the regularised parameters. Images of 32x32, for ResNet-50 of 64x64 in a batch of 16.
+step's, both in copies of the regularised parameters. Images of 32x32; ResNet-50: of 64x64, in batches of 16.
 Five minutes on two CPU cores, two with --quick.
 """
 
