@@ -138,7 +138,7 @@ def accuracy(axes: Axes, groups: Sequence[Group], rows: Sequence[Row], protocol:
 def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> None:
     """Draw accuracies line by line, the best on top: mean with interval, seeds as dots, published hollow."""
     counts = {len(group.runs) for group, *_ in drawn}
-    lines: list[Any] = [(row.accuracy, None, [], f"{source(row)}, published", HOLLOW) for row in rows]
+    lines: list[Any] = [(row.accuracy, None, [], _published(row), HOLLOW) for row in rows]
     for group, label, _ in drawn:
         kind = {"label": literal(group.first.kind), **marks(KINDS.get(group.first.kind, len(KINDS)))}
         lines.append((*_spread(group, protocol), label + f" (n={len(group.runs)})" * (len(counts) > 1), kind))
@@ -170,6 +170,10 @@ def drops(axes: Axes, found: Drops) -> None:
 def source(row: Row) -> str:
     """Return the name of a published method, without what tells its rows apart: ELC-0.5 is ELC."""
     return PAPER if row.method == OURS else row.method.split("-")[0]
+
+
+def _published(row: Row) -> str:
+    return f"{source(row)}, {row.place['schedule']} {row.place['finetune_epochs']}, published"
 
 
 def _spread(group: Group, protocol: str) -> tuple[float, float | None, list[float]]:
