@@ -12,7 +12,7 @@ from lpslim.experiment.config import IGNORED_KEYS, Config, Dataset, Model
 from lpslim.experiment.keys import method, plan, trainings
 from lpslim.experiment.records import public
 from lpslim.models import encoders
-from lpslim.training.schedule import RuntimeConfig
+from lpslim.training.schedule import RuntimeConfig, TrainConfig
 from tests.composing import configured
 
 DATA = SimpleNamespace(fingerprint="f" * 64, reading={}, shape=(1, 8, 8))
@@ -122,6 +122,14 @@ def test_one_schedule_spans_the_stage_and_the_fine_tune():
     assert (first.before, first.after, last.before, last.after) == (0, 20, 6, 0)
     assert (first.lr, first.label_smoothing) == (last.lr, last.label_smoothing) == (0.01, 0.1)
     assert alone["finetune"].epochs == 26
+
+
+@pytest.mark.parametrize(("words", "rewound"), [((), ("retrain=rewind",)),
+                         (("method=lp_channels",), ("method=lp_channels_rewind",))])  # fmt: skip
+def test_rewinding_shares_all_but_the_fine_tune_which_has_the_epochs_of_both(words, rewound):
+    assert changed(planned(*words), planned(*rewound)) == {"finetune"}
+    last = trainings(composed(*rewound))["finetune"]
+    assert (type(last), last.epochs) == (TrainConfig, 16)
 
 
 def test_other_data_or_another_reading_of_them_are_another_network():

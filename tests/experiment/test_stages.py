@@ -97,6 +97,16 @@ def test_a_regulariser_that_chooses_decides_in_place_of_score_and_target(run, wo
     assert ends[-1]["lr"] > begins[0]["lr"] > 0
 
 
+def test_a_rewound_network_has_the_chosen_channels_and_the_weights_of_the_dense_one(run):
+    done = run("method=lp_channels_rewind", BUDGET, "finetune.epochs=0")
+    dense = storage.load(done.folder("baseline"))
+    expected, found = storage.describe(done.folder("prune")).cut(dense).state_dict(), done.weights()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert any(not torch.equal(value, found[name]) for name, value in done.weights("prune").items())
+    assert done.record.epochs == {"baseline": 1, "finetune": 0}  # it has not gone through the ADMM's
+
+
 def test_a_control_has_the_widths_of_another_criterion_and_its_own_channels(run, plain):
     chance = run(BUDGET, "method=random")
     assert plain.record.channels == chance.record.channels

@@ -71,7 +71,11 @@ def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
         yield _fault("protocol", "val", "last or paper with dataset.val_fraction=0, which leaves no split")
     elif config.protocol == "val" and config.model.weights and config.model.input == "image":
         yield _fault("protocol", "val", "last or paper with model.weights, which have seen the images of val")
-    if config.retrain != "finetune" and not config.baseline.epochs and config.scratch.epochs is None:
+    if config.retrain == "rewind" and config.regularizer.name == "none":
+        yield _fault(
+            "retrain", "rewind", "finetune with regularizer=none, whose weights are the dense network's"
+        )
+    if config.retrain.startswith("scratch") and not config.baseline.epochs and config.scratch.epochs is None:
         yield _fault("scratch.epochs", None, "1 or more with baseline.epochs=0")
     given, defaults = ({key: value for key, value, _ in schema.declared(c)} for c in (config, Config()))
     for key in CHANNELS_ALONE if config.granularity == "weights" else ():

@@ -146,7 +146,7 @@ class Config:
     granularity: str = key("channels", one_of("channels", "weights"))
     round_to: int = key(1, ONE_OR_MORE)
     protected: list[str] = field(default_factory=list)
-    retrain: str = key("finetune", one_of("finetune", "scratch_e", "scratch_b"))
+    retrain: str = key("finetune", one_of("finetune", "rewind", "scratch_e", "scratch_b"))
     seed: int = key(0, SEED)
     protocol: str = key("last", one_of(*PROTOCOLS), ignored=True)
     epoch_scale: float = key(1.0, POSITIVE)

@@ -65,19 +65,20 @@ def plan(config: Config, data: Data) -> dict[str, Step]:
 def trainings(config: Config) -> dict[str, TrainConfig]:
     """Return how each stage of a run trains, its epochs scaled; before scratch_b lengthens them.
 
-    With ``equal_epochs`` a fine-tune that no sparsify stage came before gets that stage's epochs in addition.
+    With ``equal_epochs`` a fine-tune whose weights come from no sparsify stage gets that stage's epochs too.
     """
-    last, epochs = config.finetune, config.scratch.epochs
-    if config.retrain != "finetune":
+    last, epochs, tuned = config.finetune, config.scratch.epochs, config.retrain in ("finetune", "rewind")
+    if not tuned:
         last = config.baseline if epochs is None else replace(config.baseline, epochs=epochs)
     sparsify = {} if config.regularizer.name == "none" else {"sparsify": config.regularizer.train}
     dense, last = (scaled(train, config.epoch_scale) for train in (config.baseline, last))
-    if config.equal_epochs and config.retrain == "finetune" and last.epochs and not sparsify:
-        last = replace(last, epochs=last.epochs + config.regularizer.train.epochs)
-    if config.regularizer.one_schedule and config.retrain == "finetune" and sparsify:
-        first = config.regularizer.train.epochs
+    first, follows = config.regularizer.train.epochs, bool(sparsify) and config.retrain == "finetune"
+    longer = replace(last, epochs=last.epochs + first) if config.equal_epochs and last.epochs else last
+    if config.regularizer.one_schedule and tuned and sparsify:
         sparsify = {"sparsify": Leg(**{**asdict(last), "epochs": first}, after=last.epochs)}
         last = Leg(**asdict(last), before=first)
+    if tuned and not follows:
+        last = longer
     return {"baseline": dense, **sparsify, "finetune": last}
 
 

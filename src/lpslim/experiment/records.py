@@ -133,8 +133,9 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def epochs(self) -> Mapping[str, int]:
-        """Stage -> epochs that were run, of the stages that train."""
-        return {stage: len(curve.train_loss) for stage, curve in self.curves.items()}
+        """Stage -> epochs that were run, of the stages whose training the last network has gone through."""
+        apart = {"sparsify"} if self.config["retrain"] == "rewind" else set()
+        return {stage: len(curve.train_loss) for stage, curve in self.curves.items() if stage not in apart}
 
 
 DECODER = msgspec.json.Decoder(Record)

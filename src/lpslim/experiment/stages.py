@@ -198,10 +198,13 @@ def _kept(run: Run, candidates: budget.Candidates) -> selection.Kept:
 
 
 def finetune(run: Run, step: Step) -> Info:
-    """Train the smaller network: from its weights, or as a control from scratch."""
+    """Train the smaller network: from its weights, or as a control from the dense ones, or from scratch."""
     config, parent, longer = run.config, run.steps["prune"], 1.0
     model, architecture = storage.load(parent.folder), storage.describe(parent.folder)
-    if config.retrain != "finetune":
+    if config.retrain == "rewind":
+        model = storage.load(run.steps["baseline"].folder)
+        architecture.cut(model)
+    elif config.retrain != "finetune":
         torch.manual_seed(derive_seed(config.seed, "weights from scratch"))
         model = architecture.build()
     if config.retrain == "scratch_b":  # for as many multiply-adds as the dense network's training
