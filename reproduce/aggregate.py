@@ -12,6 +12,7 @@ from lpslim.base.errors import UserError
 from lpslim.experiment.config import IGNORED_KEYS, flat
 from lpslim.experiment.records import RULE, VERSIONS, Record
 from lpslim.experiment.statistics import Summary, summary
+from reproduce.published import TITLES
 
 KINDS = {"ADMM": 0, "rival": 1, "control": 2, "unstructured": 3}  # of methods: their order; others come last
 PROTOCOL = {
@@ -171,7 +172,13 @@ def named(groups: Sequence[Group]) -> list[tuple[str, Group]]:
 
 
 def _details(records: Sequence[Record]) -> list[list[str]]:
-    """Return for each record the settings, data and code that tell it from the others, or else its key."""
+    """Return for each record what tells it from the others: a published row's name, or settings, data, code.
+
+    Where none of these does, its key.
+    """
+    rows = [r.experiment.rpartition("/")[2] + scaled(r) for r in records if is_row(r)]
+    if 1 < len(records) == len(set(rows)):
+        return [[row] for row in rows]
     whole = [
         {**r.config, "seed": 0, "data": r.data.source, "code": list(r.versions.values()), "rule": r.cost.rule}
         for r in records
@@ -203,6 +210,11 @@ def budget(record: Record) -> str:
         return f"{100 * share:g} % of the multiply-adds removed"
     key = "target_params" if record.config["target_params"] else "ratio"
     return setting(key, record.config[key])
+
+
+def is_row(record: Record) -> bool:
+    """Return whether a run is that of a published row, of its length or of a share of it."""
+    return record.experiment.partition("/")[0] in TITLES and record.differs.keys() <= {"epoch_scale"}
 
 
 def scaled(record: Record) -> str:

@@ -48,3 +48,13 @@ def test_settings_are_as_typed_names_have_a_common_part_and_texts_are_plain():
     assert shared(["Lp p=5, M=1, ratio=0.5", "Lp p=5, M=1, ratio=0.7"]) == "Lp p=5, M=1"
     assert shared(["no ADMM", "random"]) == "no ADMM; random"
     assert plain("a\nb\r\n\tc\x1b[2J\u202e d") == "a b c [2J d"
+
+
+def test_published_rows_have_their_own_names_unless_more_than_their_length_was_changed():
+    short = {"epoch_scale": 0.1, "differs": {"epoch_scale": [1.0, 0.1]}}
+    rows = [synthetic.record("vgg16_cifar10/flops60_cos350", target_flops=0.606),
+            synthetic.record("vgg16_cifar10/flops82_step300", target_flops=0.82, **short)]  # fmt: skip
+    own = ["Lp p=5, M=1, flops60_cos350", "Lp p=5, M=1, flops82_step300, 0.1 of the epochs"]
+    assert [name for name, _ in named(grouped(rows))] == own
+    rows.append(synthetic.record("vgg16_cifar10/flops66_cos350", rho=2.0, differs={"rho": [1.5e-3, 2.0]}))
+    assert all("rho=" in name for name, _ in named(grouped(rows)))
