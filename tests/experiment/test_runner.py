@@ -184,5 +184,6 @@ def test_the_environment_states_the_source():
         return subprocess.check_output(["git", *words], cwd=ROOT, text=True).strip()
 
     stated = runner.environment(SimpleNamespace(config=Config()))
+    assert stated["threads"] == torch.get_num_threads()
     assert stated["commit"] == git("rev-parse", "HEAD")
     assert stated["dirty"] == bool(git("status", "--porcelain", "--", "src", "conf", "run.py"))

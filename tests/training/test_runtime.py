@@ -1,6 +1,7 @@
 """Device and precision by what the machine can do, anew for each training; memory that stays."""
 
 import ctypes
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,14 @@ def test_auto_is_bf16_where_the_device_has_it(machine, device, precision, flags,
     machine(flags, gpu)
     found = resolved(RuntimeConfig(device=device, precision=precision))
     assert (found.device, found.precision) == expected
+
+
+def test_a_processor_has_the_name_of_the_gpu_or_cpu(machine, monkeypatch):
+    machine("avx2\nmodel name\t: Some CPU @ 2.00GHz\nmodel name\t: Some CPU @ 2.00GHz")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    assert [distributed.processor(device) for device in ("cpu", "cuda")] == ["Some CPU @ 2.00GHz", "Some GPU"]
+    distributed.CPU_INFO.unlink()  # not Linux
+    assert distributed.processor("cpu") == platform.processor()
 
 
 def test_each_training_has_its_own_device_and_one_that_is_not_there_is_refused(machine, monkeypatch):

@@ -194,8 +194,10 @@ def environment(run: stages.Run) -> dict[str, str | int | bool | None]:
     versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
     machine = {"platform": platform.platform(terse=True), "machine": platform.machine()}
     revision = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", *SOURCES))}
-    processes = distributed.share().world
-    return {**versions, **machine, "device": run.config.trainer.device, "processes": processes, **revision}
+    device = run.config.trainer.device
+    trained = {"device": device, "processor": distributed.processor(device),
+               "threads": torch.get_num_threads(), "processes": distributed.share().world}  # fmt: skip
+    return {**versions, **machine, **trained, **revision}
 
 
 def _git(*arguments: str) -> str | None:

@@ -6,6 +6,8 @@ A program that runs alone is process 0 of 1. Process 0 is the main one: it decid
 import atexit
 import ctypes
 import os
+import platform
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -104,6 +106,14 @@ def resolved(runtime: RuntimeConfig) -> RuntimeConfig:
         native = torch.cuda.get_device_capability() >= (8, 0) if cuda else not BF16_FLAGS.isdisjoint(flags)
         precision = "bf16" if native else "fp32"
     return replace(runtime, device="cuda" if cuda else "cpu", precision=precision)
+
+
+def processor(device: str) -> str:
+    """Return the name of the GPU, or of the CPU, that trains on a resolved device."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    name = re.search(r"^model name\s*: (.+)", CPU_INFO.read_text() if CPU_INFO.exists() else "", re.MULTILINE)
+    return name[1] if name else platform.processor()
 
 
 def make_accelerator(runtime: RuntimeConfig) -> Accelerator:
