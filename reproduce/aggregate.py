@@ -205,10 +205,8 @@ def setting(key: str, value: Any) -> str:
 
 
 def budget(record: Record) -> str:
-    """Return what a run was asked to remove, such as ``50 % of the multiply-adds removed``."""
-    if share := record.config["target_flops"]:
-        return f"{100 * share:g} % of the multiply-adds removed"
-    key = "target_params" if record.config["target_params"] else "ratio"
+    """Return what a run was asked to remove, as one would type it, such as ``target_flops=0.5``."""
+    key = next((key for key in ("target_flops", "target_params") if record.config[key]), "ratio")
     return setting(key, record.config[key])
 
 

@@ -182,7 +182,7 @@ def _pair(ours: Group, name: str, other: Group, protocol: str) -> Pair:
     found = paired_difference(first, second)
     word = f"Lp {'better' if found.mean > 0 else 'worse'}"
     if found.half is None or abs(found.mean) <= found.half:  # the sign of the mean may be chance
-        word = "one seed: no interval" if found.half is None else "inside the noise"
+        word = "one seed" if found.half is None else "inside the noise"
     return Pair(ours, other, name, found, word)
 
 

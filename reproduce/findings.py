@@ -17,7 +17,10 @@ OTHER, PUBLISHED, COURSE = "Every other method", "The published figures", "Z in 
 
 
 def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
-    """Return the paper's method beside the others and beside what was published, and what its Z does."""
+    """Return the paper's method beside the others and beside what was published, and what its Z does.
+
+    The latter of each network where it has most seeds.
+    """
     headings = (*QUESTIONS.values(), OTHER, PUBLISHED, COURSE)
     parts: dict[str, list[Line]] = {heading: [] for heading in headings}
     for pair in pairs:
@@ -28,8 +31,10 @@ def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
             line: Line = {"Row": row.experiment, "Published": row.cells[row.column]}
             line |= {"Measured": claim.measured.get(row.column), "n": group.n}
             parts[PUBLISHED].append({**line, "Difference": claim.difference, "Status": claim.status})
-    ours = {id(pair.ours): pair.ours for pair in pairs}
-    parts[COURSE] = [course_line(group) for group in ours.values() if group.first.convergence]
+    most: dict[str, Group] = {}
+    for ours in sorted((pair.ours for pair in pairs), key=lambda group: -len(group.runs)):
+        most.setdefault(ours.first.config["model"]["name"], ours)
+    parts[COURSE] = [course_line(group) for _, group in sorted(most.items()) if group.first.convergence]
     return "\n\n".join(f"### {heading}\n\n{section(lines)}" for heading, lines in parts.items()) + "\n"
 
 
@@ -38,7 +43,7 @@ def pair_line(pair: Pair) -> Line:
     ours, found = pair.ours.first, pair.difference
     epochs = (run.epochs for run in (ours, pair.theirs.first))
     lengths = [count.get("sparsify", 0) + count.get("finetune", 0) for count in epochs]
-    longer = f"; Lp trained {lengths[0] - lengths[1]} epochs longer" * (lengths[0] > lengths[1])
+    longer = f"; {lengths[0] - lengths[1]} epochs longer" * (lengths[0] > lengths[1])
     mean, half, n = (found.mean, found.half, str(found.n)) if found else (None, None, None)
     low, high = (None, None) if mean is None or half is None else (mean - half, mean + half)
     return {

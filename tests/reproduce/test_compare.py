@@ -130,7 +130,7 @@ def test_the_papers_method_is_paired_by_seed_with_every_other_one_of_its_conditi
             (-0.5, "Lp worse"),
         ),
         "alike": ([93.5, 90.4, 92.2], {"M": None, "trainer.compile": True}, (-0.1 / 3, "inside the noise")),
-        "one": ([91.0], {"lamb": 2e-4}, (2.0, "one seed: no interval")),
+        "one": ([91.0], {"lamb": 2e-4}, (2.0, "one seed")),
     }
     found = [*ours, synthetic.lost("a/lost", retrain="scratch_e", method="lost")]
     for name, (finals, changes, _) in theirs.items():

@@ -134,7 +134,7 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def epochs(self) -> Mapping[str, int]:
         """Stage -> epochs that were run, of the stages whose training the last network has gone through."""
-        apart = {"sparsify"} if self.config["retrain"] == "rewind" else set()
+        apart = {"sparsify"} if self.config.get("retrain") == "rewind" else set()
         return {stage: len(curve.train_loss) for stage, curve in self.curves.items() if stage not in apart}
 
 

@@ -194,9 +194,9 @@ def environment(run: stages.Run) -> dict[str, str | int | bool | None]:
     versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
     machine = {"platform": platform.platform(terse=True), "machine": platform.machine()}
     revision = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", *SOURCES))}
-    device = run.config.trainer.device
-    trained = {"device": device, "processor": distributed.processor(device),
-               "threads": torch.get_num_threads(), "processes": distributed.share().world}  # fmt: skip
+    device, processes = run.config.trainer.device, distributed.share().world
+    processor, threads = distributed.processor(device), torch.get_num_threads()
+    trained = {"device": device, "processor": processor, "threads": threads, "processes": processes}
     return {**versions, **machine, **trained, **revision}
 
 
