@@ -192,12 +192,12 @@ def explained(planned: Iterable[Step]) -> Iterator[None]:
 def environment(run: stages.Run) -> dict[str, str | int | bool | None]:
     """Return the versions, machine and source revision that a record states."""
     versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
-    machine = {"platform": platform.platform(terse=True), "machine": platform.machine()}
+    device = run.config.trainer.device
+    machine = {"platform": platform.platform(terse=True), "machine": platform.machine(), "device": device,
+               "processor": distributed.processor(device)}  # fmt: skip
+    counts = {"threads": torch.get_num_threads(), "processes": distributed.share().world}
     revision = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", *SOURCES))}
-    device, processes = run.config.trainer.device, distributed.share().world
-    processor, threads = distributed.processor(device), torch.get_num_threads()
-    trained = {"device": device, "processor": processor, "threads": threads, "processes": processes}
-    return {**versions, **machine, **trained, **revision}
+    return {**versions, **machine, **counts, **revision}
 
 
 def _git(*arguments: str) -> str | None:
