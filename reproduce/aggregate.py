@@ -204,10 +204,16 @@ def setting(key: str, value: Any) -> str:
     return f"{key}={WORDS.get(text, text)}"
 
 
-def budget(record: Record) -> str:
+def target(record: Record) -> str:
     """Return what a run was asked to remove, as one would type it, such as ``target_flops=0.5``."""
     key = next((key for key in ("target_flops", "target_params") if record.config[key]), "ratio")
     return setting(key, record.config[key])
+
+
+def budget(record: Record) -> str:
+    """Return the same in words for a share of the FLOPs: ``50 % of the multiply-adds removed``."""
+    share = record.config["target_flops"]
+    return f"{100 * share:g} % of the multiply-adds removed" if share else target(record)
 
 
 def is_row(record: Record) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import nan
 from statistics import fmean
 
-from reproduce.aggregate import Group, budget
+from reproduce.aggregate import Group, target
 from reproduce.compare import Claim, Pair, is_short
 from reproduce.markup import Line, section
 
@@ -47,8 +47,8 @@ def pair_line(pair: Pair) -> Line:
     mean, half, n = (found.mean, found.half, str(found.n)) if found else (None, None, None)
     low, high = (None, None) if mean is None or half is None else (mean - half, mean + half)
     return {
-        "Network": f"{ours.config['model']['name']} on {ours.data.name}",
-        "Budget": budget(ours),
+        "Network": f"{ours.config['model']['name']}, {ours.data.name}",
+        "Budget": target(ours),
         "Epochs, Lp / other": "{} / {}".format(*lengths),
         "Against": pair.name,
         **dict(zip(("Lp minus other (points)", "95 % from", "to", "n"), (mean, low, high, n), strict=True)),
@@ -58,7 +58,7 @@ def pair_line(pair: Pair) -> Line:
 
 def course_line(group: Group) -> Line:
     """Return a line on a configuration's Z after each outer iteration, mean over seeds."""
-    line: Line = {"Network": f"{group.first.config['model']['name']} on {group.first.data.name}"}
+    line: Line = {"Network": f"{group.first.config['model']['name']}, {group.first.data.name}"}
     for key, head in (("sparsity", "Zeros in Z (%)"), ("capped", "Capped (%)")):
         shares = zip(*([row.get(key, nan) for row in run.convergence] for run in group.runs), strict=False)
         line[head] = " / ".join(f"{100 * fmean(share):.1f}" for share in shares)
