@@ -72,13 +72,13 @@ def trainings(config: Config) -> dict[str, TrainConfig]:
         last = config.baseline if epochs is None else replace(config.baseline, epochs=epochs)
     sparsify = {} if config.regularizer.name == "none" else {"sparsify": config.regularizer.train}
     dense, last = (scaled(train, config.epoch_scale) for train in (config.baseline, last))
-    first, follows = config.regularizer.train.epochs, bool(sparsify) and config.retrain == "finetune"
-    longer = replace(last, epochs=last.epochs + first) if config.equal_epochs and last.epochs else last
-    if config.regularizer.one_schedule and tuned and sparsify:
+    first, one = config.regularizer.train.epochs, config.regularizer.one_schedule and tuned
+    if one and sparsify:
         sparsify = {"sparsify": Leg(**{**asdict(last), "epochs": first}, after=last.epochs)}
-        last = Leg(**asdict(last), before=first)
-    if tuned and not follows:
-        last = longer
+    if sparsify and config.retrain == "finetune":  # goes on with its weights
+        last = Leg(**asdict(last), before=first) if one else last
+    elif tuned and config.equal_epochs and last.epochs:
+        last = replace(last, epochs=last.epochs + first)
     return {"baseline": dense, **sparsify, "finetune": last}
 
 
