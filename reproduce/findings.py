@@ -1,15 +1,18 @@
 """Findings: what the records answer, question by question, as tables."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import nan
 from statistics import fmean
 
+from lpslim.experiment.statistics import SPREAD_FROM
 from reproduce.aggregate import Group, target
 from reproduce.compare import Claim, Pair, is_short
 from reproduce.markup import Line, section
 
+NO_ADMM = "no ADMM"
 QUESTIONS = {
-    "no ADMM": "The same selection without the ADMM",
+    NO_ADMM: "The same selection without the ADMM",
     "L1": "The ADMM with an L1 penalty",
     "random, same widths": "Random channels at the same widths",
 }
@@ -36,6 +39,17 @@ def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
         most.setdefault(ours.first.config["model"]["name"], ours)
     parts[COURSE] = [course_line(group) for _, group in sorted(most.items()) if group.first.convergence]
     return "\n\n".join(f"### {heading}\n\n{section(lines)}" for heading, lines in parts.items()) + "\n"
+
+
+def verdict(pairs: Sequence[Pair]) -> str:
+    """Return in a sentence how Lp compares with no ADMM where there are enough seeds; empty if nowhere."""
+    found = [p.verdict for p in pairs if p.name == NO_ADMM and p.difference and p.difference.n >= SPREAD_FROM]
+    if not found:
+        return ""
+    counts = Counter(found)
+    better, worse = (f"{word} in {counts[f'Lp {word}']}" for word in ("better", "worse"))
+    within = f"inside the noise in {counts['inside the noise']} of {len(found)} comparisons"
+    return f"Lp-ADMM beside no ADMM, {SPREAD_FROM} seeds or more: {better}, {worse}, {within}."
 
 
 def pair_line(pair: Pair) -> Line:

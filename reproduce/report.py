@@ -22,7 +22,7 @@ from reproduce.aggregate import PROTOCOL, Group, best, by_pair, outdated, plain,
 from reproduce.aggregate import options as command_line
 from reproduce.compare import BAND, BANDS, FIGURE, TABLE, Claim, claims, pairs
 from reproduce.details import details, identity
-from reproduce.findings import pair_line
+from reproduce.findings import pair_line, verdict
 from reproduce.markup import Line
 from reproduce.published import OURS, TITLES
 from reproduce.tables import FRONT, MOST, PAGES, measured_lines, overview_line, published_line
@@ -43,6 +43,7 @@ def page(found: Sequence[Record], protocol: str, with_outdated: bool = False) ->
     return environment.get_template("report.html").render(
         protocol=PROTOCOL[protocol],
         remarks=remarks,
+        verdict=verdict([pair for groups in by_pair(shown).values() for pair in pairs(groups, protocol)]),
         overview=markup.texts([part["overview"] for part in paper]),
         paper=paper,
         compared=compared,

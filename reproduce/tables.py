@@ -13,7 +13,7 @@ from reproduce import compare, markup, published
 from reproduce.aggregate import PROTOCOL, Group, best, by_pair, how_to_run, named, progress, slug, to_show
 from reproduce.aggregate import options as command_line
 from reproduce.compare import BAND, BANDS, Claim, Pair, claims, footnote, is_short, pairs
-from reproduce.findings import answers, pair_line
+from reproduce.findings import answers, pair_line, verdict
 from reproduce.markup import Line, escaped, section
 from reproduce.published import TITLES
 
@@ -106,7 +106,8 @@ def documents(
             ours = [{k: v for k, v in line.items() if k not in ("Block", "Method")} for line in ours]
             paper.append(f"\n### {title}\n\n{section(ours)}\n")
     measured, sections, compared = _measured(shown, protocol, figures)
-    block = page("overview", protocol, table=markup.markdown(markup.texts(overview)))
+    table, judged = markup.markdown(markup.texts(overview)), verdict(compared)
+    block = page("overview", protocol, table=table, verdict=f"\n**{judged}**\n" * bool(judged))
     front = [f"\n![{name}](results/figures/{name}.png)\n" for name in FRONT if name in figures][:1]
     blocks = {"README.md": block + "".join(front), "docs/findings.md": answers(compared[:MOST], claimed)}
     lines = [pair_line(pair) for pair in compared]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lpslim.experiment.statistics import Summary
-from reproduce import markup, tables
+from reproduce import findings, markup, tables
 from tests.reproduce import synthetic
 from tests.reproduce.synthetic import NAME, OWN
 
@@ -146,6 +146,9 @@ def test_the_papers_method_stands_beside_every_other_one_in_page_file_and_findin
     verdict = "inside the noise; 2 epochs longer"
     assert (row["n"], row["Verdict"], row["Budget"]) == ("3", verdict, "ratio=0.5")
     assert re.search(rf"\| no ADMM .*\| -1.00 .*\| -5.30 .*\| \+3.30 .*\| {verdict} +\|", page)
+    counts = "better in 0, worse in 0, inside the noise in 1 of 1 comparisons"
+    assert f"\n\n**Lp-ADMM beside no ADMM, 3 seeds or more: {counts}.**\n\n" in pages[0].read_text()
+    assert not findings.verdict([])
     parts = dict(part.split("\n", 1) for part in pages[1].read_text().split("### ")[1:])
     assert "-5.30" in parts["The same selection without the ADMM"]
     assert "Nothing has been measured" in parts["The ADMM with an L1 penalty"]
