@@ -95,13 +95,8 @@ def test_comparable_methods_are_ranked_beside_what_is_published_at_their_budget(
     runs = [synthetic.record(NAME, p=p, final=92 + p, target_flops=0.606) for p in (2.5, 1.0)]
     figure = draw(*runs, synthetic.record(NAME, target_flops=0.7))["comparison_cifar10_vgg16"]
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    rows = (
-        "Ji et al., step 100",
-        "Ji et al., step 300",
-        "Ji et al., cos 400",
-        "APIB, cos 350",
-        "Ji et al., cos 350",
-    )
+    rows = ("Ji et al., step 100", "Ji et al., step 300", "Ji et al., cos 400", "APIB, cos 350",
+            "Ji et al., cos 350")  # fmt: skip
     published = [f"{row}, published" for row in rows]
     assert names == ["Lp p=5, M=1, p=1", *published, "Lp p=5, M=1, p=2.5"]
     assert "60.6 % of the multiply-adds removed" in figure.get_suptitle()

@@ -202,8 +202,7 @@ def finetune(run: Run, step: Step) -> Info:
     config, parent, longer = run.config, run.steps["prune"], 1.0
     model, architecture = storage.load(parent.folder), storage.describe(parent.folder)
     if config.retrain == "rewind":
-        model = storage.load(run.steps["baseline"].folder)
-        architecture.cut(model)
+        model = architecture.cut(storage.load(run.steps["baseline"].folder))
     elif config.retrain != "finetune":
         torch.manual_seed(derive_seed(config.seed, "weights from scratch"))
         model = architecture.build()
