@@ -146,14 +146,17 @@ class Pair(NamedTuple):
 def comparable(groups: Sequence[Group]) -> list[list[Group]]:
     """Gather groups that differ in nothing but the method: same network, data set, target and epochs in all.
 
-    How a method parts its epochs between sparsify and fine-tune is its own.
+    How a method parts its epochs between sparsify and fine-tune is its own. A scratch control
+    has a rule of its own.
     """
     gathered: dict[str, list[Group]] = {}
     for group in groups:
         config = {**DEFAULTS, **dict(flat(group.first.config))}  # a setting may be younger than a record
         free = {*IGNORED_KEYS, *NUMERICS}
         same = {k: v for k, v in config.items() if k not in free and k.split(".")[0] not in METHOD}
-        same["finetune.epochs"] += config["regularizer.train.epochs"]
+        stages = (config["regularizer.name"], config["retrain"])
+        if config["equal_epochs"] or stages != ("none", "finetune"):
+            same["finetune.epochs"] += config["regularizer.train.epochs"]
         if config["target_flops"] is config["target_params"] is None:
             same["ratio"] = config["ratio"]
         gathered.setdefault(canonical([same, group.first.data.fingerprint]), []).append(group)
@@ -190,7 +193,8 @@ def drops(shown: Sequence[Record], protocol: str) -> Drops:
     """Return the published drops, and those of every encoder that the paper's method has pruned.
 
     Each is from the own dense score, which alone compares between networks. With it come the other methods
-    of the same network and budget, of the budget with the most methods. Empty if nothing was measured.
+    of the same network, budget and epochs: where there are several budgets, of the one with most methods, and
+    then of the whole network. Empty if nothing was measured.
     """
     rows = read(TABLE)
     own = {row.place["task"]: row for row in rows if row.method == OURS and row.experiment}
@@ -198,8 +202,9 @@ def drops(shown: Sequence[Record], protocol: str) -> Drops:
     for (data, model), groups in by_pair(shown).items():
         task = next((task for task in own if task.partition(" ")[0] == data), None)
         ended = [group for group in groups if task and group.runs]
-        together = max(comparable(ended), key=len, default=[])
-        for name, group in named(together) if any(is_ours(group.first) for group in together) else ():
+        with_ours = [each for each in comparable(ended) if any(is_ours(group.first) for group in each)]
+        with_ours.sort(key=lambda each: len(each[0].first.config["protected"]))
+        for name, group in named(max(with_ours, key=len, default=[])):
             found.setdefault(f"{model}, {name}", {})[str(task)] = group.drop(protocol)
     if not found:
         return {}

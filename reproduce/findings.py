@@ -57,7 +57,6 @@ def pair_line(pair: Pair) -> Line:
     ours, found = pair.ours.first, pair.difference
     epochs = (run.epochs for run in (ours, pair.theirs.first))
     lengths = [count.get("sparsify", 0) + count.get("finetune", 0) for count in epochs]
-    longer = f"; {lengths[0] - lengths[1]} epochs longer" * (lengths[0] > lengths[1])
     mean, half, n = (found.mean, found.half, str(found.n)) if found else (None, None, None)
     low, high = (None, None) if mean is None or half is None else (mean - half, mean + half)
     return {
@@ -66,7 +65,7 @@ def pair_line(pair: Pair) -> Line:
         "Epochs, Lp / other": "{} / {}".format(*lengths),
         "Against": pair.name,
         **dict(zip(("Lp minus other (points)", "95 % from", "to", "n"), (mean, low, high, n), strict=True)),
-        "Verdict": pair.verdict + longer,
+        "Verdict": pair.verdict,
     }
 
 

@@ -33,10 +33,9 @@ def partner(choice):
 def test_every_experiment_composes_knows_its_own_name_and_starts_from_its_weights(name):
     config, table = configured(f"experiment={name}"), name.split("/")[0]
     assert config.name == name
-    row = name.split("/")[1]
-    early = table == "minilm_glue" and row.startswith(("cola", "stsb"))
-    stated = "fp32" if early else {"minilm_glue": "bf16", "cifar10_resnet20": "bf16"}.get(table, "auto")
-    assert config.trainer.precision == stated  # as measured
+    early = {f"minilm_glue/cola_{row}": "fp32" for row in ("lp", "heads", "neurons")}
+    stated = {"minilm_glue": "bf16", "cifar10_resnet20": "bf16"}.get(table, "auto")
+    assert config.trainer.precision == early.get(name, stated)  # as measured
     header = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert header[0] == "# @package _global_"
     assert f"experiment={name}" in header[1]

@@ -39,6 +39,7 @@ def record(experiment: str = "adhoc", seed: int = 0, **changes: Any) -> Record:
     fields = {name: changes.pop(name) for name in list(changes) if name in Record.__struct_fields__}
     config = _config(seed, {"name": experiment, **changes})
     stages = [s for s in STAGES if s != "sparsify" or config["regularizer"]["name"] != "none"]
+    epochs = EPOCHS if "sparsify" in stages else {"baseline": 3, "finetune": 6}
     versions = {stage: given["versions"].get(stage, VERSIONS[stage]) for stage in stages}
     sizes = {"metric": "accuracy", "train": 45_000, "val": 5_000, "test": 10_000}
     data = {**ORIGINAL, **sizes, **fields.pop("data", {})}
@@ -59,8 +60,8 @@ def record(experiment: str = "adhoc", seed: int = 0, **changes: Any) -> Record:
         },
         "convergence": CONVERGENCE if "sparsify" in stages else [],
         "curves": {
-            stage: {name: [1.0] * EPOCHS[stage] for name in ("train_loss", "val_accuracy", "test_accuracy")}
-            for stage in EPOCHS if stage in stages
+            stage: {name: [1.0] * n for name in ("train_loss", "val_accuracy", "test_accuracy")}
+            for stage, n in epochs.items()
         },
         "seconds": {"baseline": 1.0}, "environment": {"commit": None}, **fields,
     }  # fmt: skip
@@ -95,7 +96,7 @@ def seeds(experiment: str, finals: Sequence[float], **changes: Any) -> list[Reco
 
 
 def _config(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
-    config = asdict(Config(seed=seed))
+    config = asdict(Config(seed=seed, equal_epochs=True))
     network = {"model.family": "vgg", "model.name": "vgg16", "dataset.name": "cifar10"}
     for key, value in (network | changes).items():
         *path, leaf = key.split(".")

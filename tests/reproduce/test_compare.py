@@ -148,7 +148,8 @@ def test_the_papers_method_is_paired_by_seed_with_every_other_one_of_its_conditi
 @pytest.mark.parametrize(
     "changes",
     [{"target_flops": 0.5}, {"model.name": "resnet20"}, {"finetune.epochs": 7}, {"epoch_scale": 0.1},
-     {"data": synthetic.JPEG}, {"ratio": 0.7}, {"protected": ["a"]}],
+     {"data": synthetic.JPEG}, {"ratio": 0.7}, {"protected": ["a"]},
+     {"equal_epochs": False, "regularizer.name": "none"}],
 )  # fmt: skip
 def test_what_differs_in_more_than_the_method_is_not_comparable(changes):
     runs = [synthetic.record(), synthetic.record(p=1.0, method="L1", **changes)]
