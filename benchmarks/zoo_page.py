@@ -130,7 +130,7 @@ def counts(rows: list[Row]) -> str:
             whole += 1
         coupled = [row for row in found if (row["way"], row["target"]) == ("on", 0.3)]
         reached += bool(coupled) and all(map(reaches, coupled))
-    said = f"{whole} of {len(ours)} families exact, {refused} refused in words, "
+    said = f"{whole} of {len(ours)} families exact, {refused} refused, "
     said += f"{reached} reach 0.3 with `coupled=True`"
     if wrong:
         said += f"; neither exact nor refused: {', '.join(wrong)}"
@@ -192,7 +192,7 @@ def reasons(rows: list[Row]) -> str:
     for title, found in lists.items():
         merged: dict[str, list[str]] = {}
         for key, message in found.items():
-            merged.setdefault(" ".join(message.split())[:240], []).append(key)
+            merged.setdefault(textwrap.shorten(message, 240, placeholder=" …"), []).append(key)
         items = [f"- {', '.join(keys)}: {message}" for message, keys in merged.items()]
         if items:
             parts.append("\n".join([f"## {title}", "", *items]))

@@ -146,16 +146,16 @@ class Pair(NamedTuple):
 def comparable(groups: Sequence[Group]) -> list[list[Group]]:
     """Gather groups that differ in nothing but the method: same network, data set, target and epochs in all.
 
-    How a method parts its epochs between sparsify and fine-tune is its own. A scratch control
-    has a rule of its own.
+    How a method parts its epochs between sparsify and fine-tune is its own. Controls trained
+    from scratch are compared whatever their epochs.
     """
     gathered: dict[str, list[Group]] = {}
     for group in groups:
         config = {**DEFAULTS, **dict(flat(group.first.config))}  # a setting may be younger than a record
         free = {*IGNORED_KEYS, *NUMERICS}
         same = {k: v for k, v in config.items() if k not in free and k.split(".")[0] not in METHOD}
-        stages = (config["regularizer.name"], config["retrain"])
-        if config["equal_epochs"] or stages != ("none", "finetune"):
+        sparsified = config["regularizer.name"] != "none" and config["retrain"] == "finetune"
+        if sparsified or config["equal_epochs"] or config["retrain"].startswith("scratch"):
             same["finetune.epochs"] += config["regularizer.train.epochs"]
         if config["target_flops"] is config["target_params"] is None:
             same["ratio"] = config["ratio"]

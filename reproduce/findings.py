@@ -22,12 +22,12 @@ OTHER, PUBLISHED, COURSE = "Every other method", "The published figures", "Z in 
 def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
     """Return the paper's method beside the others and beside what was published, and what its Z does.
 
-    The latter of each network where it has most seeds.
+    The latter of each network on the data set with most seeds.
     """
     headings = (*QUESTIONS.values(), OTHER, PUBLISHED, COURSE)
     parts: dict[str, list[Line]] = {heading: [] for heading in headings}
     for pair in pairs:
-        parts[QUESTIONS.get(pair.name, OTHER)].append(pair_line(pair))
+        parts[QUESTIONS.get(pair.theirs.first.method, OTHER)].append(pair_line(pair))
     for claim in claims:
         row, group = claim.row, claim.group
         if group and row.experiment and (is_short(group.first) or not group.first.differs):

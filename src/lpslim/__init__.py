@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChannelADMM", "Pruned", "__version__", "load", "prune", "save", "to_onnx"]
 
-HOMES = {
+MODULES = {
     "ChannelADMM": "training.callbacks",
     "Pruned": "pruning.prune",
     "prune": "pruning.prune",
@@ -27,6 +27,6 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that whatever needs no torch does not wait for it."""
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("lpslim")
-    if name not in HOMES:
+    if name not in MODULES:
         raise AttributeError(f"module 'lpslim' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lpslim.{HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"lpslim.{MODULES[name]}"), name)

@@ -29,11 +29,11 @@ from lpslim.base import files
 from lpslim.base.errors import RunError, UserError
 from lpslim.experiment import sweep
 from lpslim.experiment.checks import check
-from lpslim.experiment.config import Config, declared, flat, is_place
+from lpslim.experiment.config import Config, declared, flat, is_path
 
 RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would be written to the record; ${p} may
 KEYS = [key for key, _, _ in declared(Config())]
-PLACES = [key for key, _, metadata in declared(Config()) if is_place(metadata)]
+PATH_KEYS = [key for key, _, metadata in declared(Config()) if is_path(metadata)]
 PLUGIN_KEYS = ("regularizer.options.", "regularizer.penalty_options.")
 SET_BY_METHOD = {"regularizer", "regularizer.name", "regularizer.penalty", "criterion", "criterion.name",
                  "criterion.score_norm", "criterion.layer_budget_from", "retrain", "granularity"}  # fmt: skip
@@ -46,7 +46,7 @@ def main(words: Sequence[str], conf: Path) -> int:
         parser.add_argument(*flags, action="store_true")
     parser.add_argument("--config-dir", type=Path)
     own, rest = parser.parse_known_args(words)
-    rest = [_at_home(word) for word in (["dry_run=true", *rest] if own.dry_run else rest)]
+    rest = [_expanded(word) for word in (["dry_run=true", *rest] if own.dry_run else rest)]
     if own.config_dir:
         rest = [f"hydra.searchpath=['file://{own.config_dir.expanduser().absolute()}']", *rest]
     ConfigStore.instance().store(name="schema", node=Config)
@@ -153,7 +153,7 @@ def checked(composed: DictConfig, job: Any = None) -> Config:
     if faults:
         raise UserError("\n".join(faults))
     with explained(words):
-        for key in PLACES:
+        for key in PATH_KEYS:
             if (place := str(OmegaConf.select(own, key))).startswith("~"):
                 OmegaConf.update(own, key, os.path.expanduser(place))
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), own))
@@ -204,9 +204,9 @@ def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> st
     return text
 
 
-def _at_home(word: str) -> str:
+def _expanded(word: str) -> str:
     """Return a word with the home folder in place of ``~`` in a path: Hydra's grammar does not take one."""
-    if _key(word) not in PLACES:
+    if _key(word) not in PATH_KEYS:
         return word
     return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: os.path.expanduser("~"), word)
 

@@ -9,9 +9,9 @@ import pytest
 import lpslim
 
 
-@pytest.mark.parametrize("name", lpslim.HOMES)
+@pytest.mark.parametrize("name", lpslim.MODULES)
 def test_a_public_name_is_what_its_module_defines(name):
-    assert getattr(lpslim, name) is getattr(sys.modules[f"lpslim.{lpslim.HOMES[name]}"], name)
+    assert getattr(lpslim, name) is getattr(sys.modules[f"lpslim.{lpslim.MODULES[name]}"], name)
     assert name in lpslim.__all__
 
 
@@ -25,7 +25,7 @@ def test_the_version_is_that_of_the_installed_package():
     ("used", "absent"),
     [
         ("lpslim", "torch importlib.metadata"),
-        ("[getattr(lpslim, name) for name in lpslim.HOMES]",
+        ("[getattr(lpslim, name) for name in lpslim.MODULES]",
          "hydra omegaconf accelerate transformers tensorboard onnx"),
         ("import lpslim.experiment.records, lpslim.experiment.statistics", "torch pandas transformers"),
         # Torch-Pruning imports timm, and with it torchvision, where it is installed

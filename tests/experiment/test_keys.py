@@ -53,7 +53,7 @@ def test_golden_keys():
     }
 
 
-def test_scores_hang_beside_the_trunk():
+def test_prune_reads_the_scores():
     assert list(planned("method=weights")) == ["baseline", "sparsify", "prune", "finetune"]
     stores = {name: step.folder.parent.name for name, step in planned("method=random").items()}
     scores = {"layer_budget": "score", "score": "score"}

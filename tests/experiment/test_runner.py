@@ -187,3 +187,12 @@ def test_the_environment_states_the_source():
     assert stated["threads"] == torch.get_num_threads()
     assert stated["commit"] == git("rev-parse", "HEAD")
     assert stated["dirty"] == bool(git("status", "--porcelain", "--", "src", "conf", "run.py"))
+
+
+def test_the_environment_does_not_state_a_repository_that_the_package_is_installed_into(
+    monkeypatch, tmp_path
+):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.setattr(runner, "__file__", str(tmp_path / "runner.py"))
+    stated = runner.environment(SimpleNamespace(config=Config()))
+    assert (stated["commit"], stated["dirty"]) == (None, False)

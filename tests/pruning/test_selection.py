@@ -80,6 +80,8 @@ def test_rounding_is_in_channels():
     scores = [torch.tensor([1.0, 2.0, 10.0, 20.0, 100.0, 200.0]), torch.tensor([7.0, 8.0])]
     units = [Units("a", 2, False, (), (), groups=3), Units("b", 2, False, (), ())]
     assert [s.tolist() for s in pooled(units, scores)] == [[111.0, 222.0], [7.0, 8.0]]
+    with pytest.raises(UserError, match="the criterion scores 12 channels of 6"):
+        pooled(units[:1], [torch.zeros(12)])
 
 
 # ---- by ratio

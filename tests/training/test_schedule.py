@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpslim.training.schedule import SCHEDULES, Leg, TrainConfig, learning_rate, scaled
+from lpslim.training.schedule import SCHEDULES, SharedSchedule, TrainConfig, learning_rate, scaled
 
 lengths = st.integers(2, 400)
 rates = st.floats(1e-4, 1)
@@ -49,7 +49,10 @@ def test_the_other_schedules_have_their_landmarks(settings, epochs, expected):
 def test_legs_of_a_training_have_its_learning_rates(first, second, warmup, schedule, share):
     settings = {"lr": 0.1, "schedule": schedule, "warmup_epochs": warmup}
     whole = TrainConfig(epochs=first + second, **settings)
-    one, two = Leg(epochs=first, after=second, **settings), Leg(epochs=second, before=first, **settings)
+    one, two = (
+        SharedSchedule(epochs=first, after=second, **settings),
+        SharedSchedule(epochs=second, before=first, **settings),
+    )
     assert learning_rate(one, share * first) == learning_rate(whole, share * first)
     assert learning_rate(two, share * second) == learning_rate(whole, first + share * second)
 

@@ -166,4 +166,4 @@ def check_writable(folder: Path, key: str) -> None:
 
 def called(name: str) -> str:
     """Return what is written of an encoder's name: of a folder its last part, any other name as it is."""
-    return Path(name).name if name.startswith(("/", ".", "~")) else name
+    return Path(name).name if name.startswith(("/", ".", "~")) or Path(name).is_dir() else name

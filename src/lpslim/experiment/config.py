@@ -173,7 +173,7 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def is_place(metadata: Mapping[str, Any]) -> bool:
+def is_path(metadata: Mapping[str, Any]) -> bool:
     """Return whether a field names a folder or a file, in which ``~`` is the user's home."""
     return metadata.get("rule") in (FOLDER, WEIGHTS)
 

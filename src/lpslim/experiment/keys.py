@@ -18,7 +18,7 @@ from lpslim.experiment.records import RULE, VERSIONS
 from lpslim.models import family as families
 from lpslim.pruning.budget import Budget
 from lpslim.training.callbacks import Regularizer
-from lpslim.training.schedule import Leg, TrainConfig, scaled
+from lpslim.training.schedule import SharedSchedule, TrainConfig, scaled
 
 AUGMENTATION = ("val_fraction", "crop_padding", "flip")  # settings of the data that change a result
 LENGTH = 16  # hexadecimal digits of a key
@@ -27,7 +27,7 @@ Info = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStage:
     """Planned stage: its key and group, what it depends on, and the folder of its result."""
 
     name: str
@@ -42,23 +42,25 @@ class Step:
         return self.folder.exists()
 
 
-def plan(config: Config, data: Data) -> dict[str, Step]:
+def plan(config: Config, data: Data) -> dict[str, PlannedStage]:
     """Return the stages of a run in order, without computing anything.
 
-    The trunk is baseline, sparsify, prune, finetune; the scores that ``prune`` reads hang beside it.
+    Each of baseline, sparsify, prune and finetune reads the one before it; prune also reads the scores.
     UserError if pretrained weights are not there, or a plug-in does not know an option.
     """
-    steps: dict[str, Step] = {}
-    trunk: list[Step] = []
+    steps: dict[str, PlannedStage] = {}
+    before: list[PlannedStage] = []
     for name, depends_on in _settings(config, data).items():
         scores = [steps[score] for score in ("layer_budget", "score") if score in steps]
-        parents = [*trunk, *scores] if name == "prune" else trunk
+        parents = [*before, *scores] if name == "prune" else before
         stage = "score" if name == "layer_budget" else name  # one store for both
         identity = {"stage": stage, "version": VERSIONS[name], "depends_on": depends_on}
         key = digest({**identity, "parents": [p.key for p in parents], "seed": config.seed})[:LENGTH]
         group = digest({**identity, "parents": [p.group for p in parents]})[:LENGTH]
-        steps[name] = Step(name, key, group, depends_on, Path(config.work_dir) / "stages" / stage / key)
-        trunk = trunk if stage == "score" else [steps[name]]
+        steps[name] = PlannedStage(
+            name, key, group, depends_on, Path(config.work_dir) / "stages" / stage / key
+        )
+        before = before if stage == "score" else [steps[name]]
     return steps
 
 
@@ -74,9 +76,9 @@ def trainings(config: Config) -> dict[str, TrainConfig]:
     dense, last = (scaled(train, config.epoch_scale) for train in (config.baseline, last))
     first, one = config.regularizer.train.epochs, config.regularizer.one_schedule and tuned
     if one and sparsify:
-        sparsify = {"sparsify": Leg(**{**asdict(last), "epochs": first}, after=last.epochs)}
+        sparsify = {"sparsify": SharedSchedule(**{**asdict(last), "epochs": first}, after=last.epochs)}
     if sparsify and config.retrain == "finetune":  # goes on with its weights
-        last = Leg(**asdict(last), before=first) if one else last
+        last = SharedSchedule(**asdict(last), before=first) if one else last
     elif tuned and config.equal_epochs and last.epochs:
         last = replace(last, epochs=last.epochs + first)
     return {"baseline": dense, **sparsify, "finetune": last}

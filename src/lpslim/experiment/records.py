@@ -20,7 +20,7 @@ from lpslim.experiment.config import NAME, PROTOCOLS, Config
 
 if TYPE_CHECKING:
     from lpslim.data.splits import Data
-    from lpslim.experiment.keys import Step
+    from lpslim.experiment.keys import PlannedStage
 
 # Version of each stage's code, raised when a change alters its results; layer_budget is a score as well
 VERSIONS = {"baseline": 1, "sparsify": 1, "layer_budget": 1, "score": 1, "prune": 1, "finetune": 1}
@@ -178,7 +178,7 @@ def read_all(results: Path) -> list[Record]:
 
 
 def make_record(
-    config: Config, data: Data, steps: Mapping[str, Step], infos: Mapping[str, Mapping[str, Any]],
+    config: Config, data: Data, steps: Mapping[str, PlannedStage], infos: Mapping[str, Mapping[str, Any]],
     diverged: DivergenceError | None, **fields: Any,
 ) -> Record:  # fmt: skip
     """Return the record of a run; ``infos``: stage -> what it says of itself, of the finished ones.

@@ -21,7 +21,7 @@ from lpslim.base import files, registry
 from lpslim.base.errors import DivergenceError, RunError, UserError
 from lpslim.experiment import keys, records, stages
 from lpslim.experiment.config import IGNORED_KEYS, Config, flat
-from lpslim.experiment.keys import Info, Step, plan
+from lpslim.experiment.keys import Info, PlannedStage, plan
 from lpslim.experiment.tracking import Trackers
 from lpslim.models import family as families
 from lpslim.models import storage
@@ -167,7 +167,7 @@ def _logs(run: stages.Run, folder: Path) -> Iterator[Trackers]:
 
 
 @contextmanager
-def explained(planned: Iterable[Step]) -> Iterator[None]:
+def explained(planned: Iterable[PlannedStage]) -> Iterator[None]:
     """Say what is kept when the machine fails (RunError), or the user interrupts, which passes."""
     try:
         yield
@@ -196,7 +196,9 @@ def environment(run: stages.Run) -> dict[str, str | int | bool | None]:
     machine = {"platform": platform.platform(terse=True), "machine": platform.machine(), "device": device,
                "processor": distributed.processor(device)}  # fmt: skip
     counts = {"threads": torch.get_num_threads(), "processes": distributed.share().world}
-    revision = {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain", *SOURCES))}
+    own = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository around ours
+    revision = {"commit": _git("rev-parse", "HEAD") if own else None,
+                "dirty": bool(own and _git("status", "--porcelain", *SOURCES))}  # fmt: skip
     return {**versions, **machine, **counts, **revision}
 
 

@@ -24,7 +24,7 @@ from lpslim.base.modules import example_input
 from lpslim.data.splits import Data
 from lpslim.experiment import keys
 from lpslim.experiment.config import PROTOCOLS, Config
-from lpslim.experiment.keys import Info, Step
+from lpslim.experiment.keys import Info, PlannedStage
 from lpslim.experiment.tracking import Trackers
 from lpslim.models import family as families
 from lpslim.models import storage
@@ -47,11 +47,11 @@ class Run:
 
     config: Config
     data: Data
-    steps: dict[str, Step]
+    steps: dict[str, PlannedStage]
     trackers: Trackers | None = None
 
     @property
-    def trunk(self) -> Path:
+    def unpruned(self) -> Path:
         """Folder of the network that is pruned."""
         return self.steps["sparsify" if "sparsify" in self.steps else "baseline"].folder
 
@@ -111,7 +111,7 @@ def _on_main(context: AbstractContextManager[Any]) -> Iterator[Any]:
         yield broadcast_from_main(lambda: held.enter_context(context))
 
 
-def _is_intact(step: Step) -> bool:
+def _is_intact(step: PlannedStage) -> bool:
     """Return whether a stage is there as it was written; set a damaged one aside. Its lock must be held."""
     files.clear_scratch(step.folder)
     if step.done and (fault := files.verify_manifest(step.folder)):
@@ -122,14 +122,14 @@ def _is_intact(step: Step) -> bool:
     return step.done
 
 
-def _compute(run: Run, step: Step) -> None:
+def _compute(run: Run, step: PlannedStage) -> None:
     began, stage = time.perf_counter(), STAGES[step.name]
     info = stage(run, step) if "train" in step.depends_on else broadcast_from_main(lambda: stage(run, step))
     info |= {"seconds": time.perf_counter() - began, "depends_on": step.depends_on}
     broadcast_from_main(lambda: files.write_manifest(step.folder, info))
 
 
-def baseline(run: Run, step: Step) -> Info:
+def baseline(run: Run, step: PlannedStage) -> Info:
     """Train the dense network, from random or from pretrained weights."""
     chosen, data = run.config.model, run.data
     torch.manual_seed(derive_seed(run.config.seed, "initial weights"))
@@ -140,7 +140,7 @@ def baseline(run: Run, step: Step) -> Info:
     return _train(run, step, model, architecture)
 
 
-def sparsify(run: Run, step: Step) -> Info:
+def sparsify(run: Run, step: PlannedStage) -> Info:
     """Train under the regulariser; keep the network with W and, where there is a sparse copy, with Z."""
     parent = run.steps["baseline"].folder
     model, architecture = storage.load(parent), storage.describe(parent)
@@ -153,7 +153,7 @@ def sparsify(run: Run, step: Step) -> Info:
     return {**info, "convergence": regularizer.convergence, **({"kept": kept} if kept else {})}
 
 
-def score(run: Run, step: Step) -> Info:
+def score(run: Run, step: PlannedStage) -> Info:
     """Score every unit by one criterion."""
     device, seed, model = torch.device(run.config.trainer.device), run.config.seed, _scored(run)
     units, train = run.candidates(model).units, run.data.train.to(device)
@@ -165,9 +165,9 @@ def score(run: Run, step: Step) -> Info:
     return {}
 
 
-def prune(run: Run, step: Step) -> Info:
+def prune(run: Run, step: PlannedStage) -> Info:
     """Remove the units of the lowest scores, or set the smallest weights to zero; the others keep W."""
-    model, architecture, channels = storage.load(run.trunk), storage.describe(run.trunk), {}
+    model, architecture, channels = storage.load(run.unpruned), storage.describe(run.unpruned), {}
     if run.config.granularity == "weights":
         scored, example = regularised_weights(_scored(run)), example_input(run.data.shape)
         dense, left = unstructured.prune(model, scored, example, keys.budget(run.config))
@@ -188,7 +188,7 @@ def _kept(run: Run, candidates: budget.Candidates) -> selection.Kept:
     def scores(stage: str, norm: str) -> list[Tensor]:
         return selection.of_units(candidates.units, load_file(run.steps[stage].folder / SCORES), norm)
 
-    if kept := files.read_json(run.trunk / files.MANIFEST).get("kept"):
+    if kept := files.read_json(run.unpruned / files.MANIFEST).get("kept"):
         return kept
     if "layer_budget" not in run.steps:
         return candidates.select(scores("score", run.config.criterion.score_norm), keys.budget(run.config))
@@ -197,7 +197,7 @@ def _kept(run: Run, candidates: budget.Candidates) -> selection.Kept:
     return selection.strongest(candidates.units, scores("score", "raw"), widths)
 
 
-def finetune(run: Run, step: Step) -> Info:
+def finetune(run: Run, step: PlannedStage) -> Info:
     """Train the smaller network: from its weights, or as a control from the dense ones, or from scratch."""
     config, parent, longer = run.config, run.steps["prune"], 1.0
     model, architecture = storage.load(parent.folder), storage.describe(parent.folder)
@@ -214,7 +214,7 @@ def finetune(run: Run, step: Step) -> Info:
 
 
 def _train(
-    run: Run, step: Step, model: nn.Module, architecture: storage.Architecture,
+    run: Run, step: PlannedStage, model: nn.Module, architecture: storage.Architecture,
     callback: Callback | None = None, longer: float = 1.0,
 ) -> Info:  # fmt: skip
     """Train a network as its stage is configured, and write it; one that is not trained is measured once."""
@@ -242,11 +242,11 @@ def _measured(run: Run, model: nn.Module) -> dict[str, float]:
 
 def _scored(run: Run) -> nn.Module:
     """Return the network whose weights are scored: with Z in place of W, if asked for and there is one."""
-    z = run.trunk / "Z"
-    return storage.load(z if run.config.criterion.weights == "Z" and z.is_dir() else run.trunk)
+    z = run.unpruned / "Z"
+    return storage.load(z if run.config.criterion.weights == "Z" and z.is_dir() else run.unpruned)
 
 
-STAGES: dict[str, Callable[[Run, Step], Info]] = {
+STAGES: dict[str, Callable[[Run, PlannedStage], Info]] = {
     "baseline": baseline, "sparsify": sparsify, "layer_budget": score, "score": score,
     "prune": prune, "finetune": finetune,
 }  # fmt: skip

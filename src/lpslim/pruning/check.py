@@ -79,7 +79,7 @@ class Comparison:
     def __init__(self, model: nn.Module, example: Example) -> None:
         dtypes = _precisions(model)
         for dtype in dtypes:
-            whole = _unsilenced(copied(model).to(dtype)).eval()
+            whole = _with_noise(copied(model).to(dtype)).eval()
             first = map_tensors(example, functools.partial(_cast, dtype=dtype))
             try:
                 outputs = _run(whole, first)
@@ -210,8 +210,8 @@ class _NoDropout(TorchFunctionMode):
 
 
 @torch.no_grad()
-def _unsilenced(model: nn.Module) -> nn.Module:
-    """Draw parameters whose entries are all alike anew, around what they are."""
+def _with_noise(model: nn.Module) -> nn.Module:
+    """Add noise to parameters whose entries are all equal, such as scales of zero, which silence a branch."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.is_floating_point() and bool((parameter == parameter.flatten()[:1]).all()):

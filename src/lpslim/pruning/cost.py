@@ -55,7 +55,8 @@ def layer_costs(model: nn.Module, example: Example) -> list[LayerCost]:
     """Return every convolution, linear layer and norm, measured on one forward pass of an example.
 
     A layer that is called several times is one entry, at the positions of all calls together; one that is
-    never called has none. A last entry without a name holds the products with weights outside of layers.
+    never called has no positions, and counts in the parameters alone. A last entry without a name holds the
+    products with weights outside of layers.
     """
     counter = FlopCounterMode(display=False)
     with counter, eval_mode(model), BaseTorchFunctionMode():  # under which torch fuses no attention

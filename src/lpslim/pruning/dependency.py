@@ -180,7 +180,7 @@ class Walk:
         return mapped
 
     def _takes(self, layer: str, edge: Any, highest: int) -> bool:
-        """Return whether channels go on to an edge's target: not to a single one, which is broadcast."""
+        """Return whether an edge's target has these channels: one of width 1 is broadcast, and loses none."""
         node, traced = edge.target, self.traced
         if node.module not in traced.names:
             return True

@@ -16,7 +16,7 @@ from lpslim.pruning.units import Units, channel_axis
 from lpslim.sparsity.channels import Slice
 
 Owners = dict[tuple[str, bool, int], dict[int, int]]  # (name, reads, axis) of a cut -> its index -> the unit
-REASON = "its channels are not zero where all that produces them is: the activation makes something of it"
+REASON = "its channels are not zero when all that computes them is: its activation changes zero"
 
 
 def find(
@@ -29,13 +29,13 @@ def find(
     layer is left.
     """
     owners = _owners(candidates.units)
-    loud = _loud(model, example, candidates.units, owners)
-    if len(loud) == len(candidates.units):
+    left = _not_zero(model, example, candidates.units, owners)
+    if len(left) == len(candidates.units):
         raise UserError(f"no layer can be silenced: {REASON}")
-    if loud:
-        candidates = candidates.without(list(loud))
+    if left:
+        candidates = candidates.without(list(left))
         owners = _owners(candidates.units)
-    return candidates, _slices(model, owners), loud
+    return candidates, _slices(model, owners), left
 
 
 def _owners(units: Sequence[Units]) -> Owners:
@@ -71,22 +71,22 @@ def _slices(model: nn.Module, owners: Owners) -> list[Slice]:
 
 
 @torch.no_grad()
-def _loud(model: nn.Module, example: Example, units: Sequence[Units], owners: Owners) -> dict[str, str]:
+def _not_zero(model: nn.Module, example: Example, units: Sequence[Units], owners: Owners) -> dict[str, str]:
     """Return the layers whose outputs are not zero although all parameters that compute units are."""
-    comparison, heard = Comparison(model, example), set[int]()
+    comparison, nonzero = Comparison(model, example), set[int]()
     parameters, modules = dict(comparison.whole.named_parameters()), dict(comparison.whole.named_modules())
     for part in _slices(model, owners):
         parameters[part.name].index_fill_(part.axis, part.channels, 0)
     for (name, reads, _), known in owners.items():
         if reads and name in modules:
-            modules[name].register_forward_pre_hook(partial(_listen, known=known, heard=heard))
+            modules[name].register_forward_pre_hook(partial(_note_nonzero, known=known, nonzero=nonzero))
     for mode, inputs in comparison.runs:
         if mode == "evaluation":
             call(comparison.whole, inputs)
     pairs = zip(units, _firsts(units), strict=True)
-    return {unit.layer: REASON for unit, first in pairs if heard & {*range(first, first + unit.size)}}
+    return {unit.layer: REASON for unit, first in pairs if nonzero & {*range(first, first + unit.size)}}
 
 
-def _listen(module: nn.Module, inputs: Any, *, known: dict[int, int], heard: set[int]) -> None:
-    loud = inputs[0].movedim(channel_axis(module), 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
-    heard.update(known[i] for i in loud if i in known)
+def _note_nonzero(module: nn.Module, inputs: Any, *, known: dict[int, int], nonzero: set[int]) -> None:
+    left = inputs[0].movedim(channel_axis(module), 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    nonzero.update(known[i] for i in left if i in known)

@@ -101,7 +101,7 @@ def by_ratio(
 ) -> Kept:
     """Remove the units below the ``ratio`` quantile of all scores, as far as floors and rounding allow."""
     order = _order(scores)
-    widths = _widths(units, order[: int(ratio * len(order))], least, round_to)
+    widths = _widths(units, order[: int(ratio * len(order) + 1e-9)], least, round_to)
     return strongest(units, scores, widths)
 
 

@@ -79,7 +79,7 @@ class Units:
 def regularised_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights on which the penalty acts, by name: those of convolutions and linear layers."""
     layers = model.named_modules()
-    return {f"{name}.weight": m.weight for name, m in layers if isinstance(m, nn.Conv2d | nn.Linear)}
+    return {f"{name}.weight": m.weight for name, m in layers if isinstance(m, ROOTS)}
 
 
 def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:

@@ -3,6 +3,9 @@
     min_W  L(W) + lamb * penalty(Z)   s.t.   W = Z
 
 Only Z and V = Z - U are kept, two copies of the weights: the gradient needs V alone, and U = Z - V.
+
+Scaled form and residuals: Boyd et al. 2011, sections 3.1.1 and 3.3 (doi:10.1561/2200000016); the splitting
+and its penalty: Ji et al. 2025 (doi:10.1016/j.patcog.2025.111711).
 """
 
 import math

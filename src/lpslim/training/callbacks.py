@@ -20,8 +20,8 @@ from lpslim.pruning.units import regularised_weights
 from lpslim.sparsity.channels import GroupADMM
 from lpslim.sparsity.penalties.lp import Lp
 
-ENOUGH = 0.01  # of ||W||: what may be left of the units that go when they are cut
-NOTHING = 1e-6  # of ||W||: what is set to zero at once
+CUT_BELOW = 0.01  # of ||W||: the units that go may hold so much when they are cut
+ZERO_BELOW = 1e-6  # of ||W||: units that hold less are set to zero
 log = logging.getLogger(__name__)
 
 
@@ -87,7 +87,7 @@ class ChannelADMM(Regularizer):
     Of the outer iterations a share ``ramp`` tightens the budget to its target, along a cubic (Zhu and Gupta
     2017, arXiv:1710.01878). When an iteration has then not changed which units go, or half of the others are
     over, the choice is frozen: the units that stay are free, and rho, for those that go, grows by ``growth``
-    each iteration until less than ENOUGH of the network's norm is left in them. Now they can be cut.
+    each iteration until they hold less than 1 % of the network's norm (in scaled variables) and can be cut.
 
     In a training loop of one's own::
 
@@ -110,7 +110,7 @@ class ChannelADMM(Regularizer):
         measure: the network's accuracy, called in every outer iteration as it is, and as if cut now.
 
     Raises:
-        UserError: not one budget, nothing that can be cut or silenced, or a target out of reach.
+        UserError: not one budget, a setting out of range, nothing that can be cut, or a target out of reach.
     """
 
     def __init__(
@@ -121,8 +121,20 @@ class ChannelADMM(Regularizer):
         round_to: int = 1, candidates: Candidates | None = None, measure: Callable[[], float] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if not (rho > 0 and growth >= 1 and 0 <= ramp <= 1):  # NaN is refused too
-            raise UserError(f"rho={rho}, growth={growth}, ramp={ramp}: must be above 0, 1 or more, in [0, 1]")
+        settings = {
+            "epochs": (epochs, epochs >= 1, "1 or more"),
+            "updates_per_epoch": (updates_per_epoch, updates_per_epoch >= 1, "1 or more"),
+            "p": (p, p == 0 or p >= 1, "0, or 1 or more"),
+            "M": (M, M is None or M > 0, "above 0, or None for no cap"),
+            "rho": (rho, rho > 0, "above 0"),
+            "ramp": (ramp, 0 <= ramp <= 1, "in [0, 1]"),
+            "growth": (growth, growth >= 1, "1 or more"),
+            "floor": (floor, 0 <= floor < 1, "in [0, 1)"),
+            "round_to": (round_to, round_to >= 1, "1 or more"),
+        }
+        for name, (value, fits, allowed) in settings.items():
+            if not fits:  # as NaN never does
+                raise UserError(f"{name}={value}: must be {allowed}")
         self.model, self.example, self.epochs, self.measure = model, example, epochs, measure
         given = {"target_flops": target_flops, "target_params": target_params, "ratio": ratio}
         self.goal = dict([budget.only(given, counts=True)])
@@ -153,7 +165,7 @@ class ChannelADMM(Regularizer):
     @property
     def settled(self) -> bool:
         """Whether the units that go are chosen for good, and all but zero: they can be cut."""
-        return self.frozen and self.convergence[-1]["gap"] < ENOUGH
+        return self.frozen and self.convergence[-1]["gap"] < CUT_BELOW
 
     def after_step(self, step: int, steps_per_epoch: int) -> None:
         """Pull; do the Z- and U-step when an outer iteration ends with this step."""
@@ -171,7 +183,7 @@ class ChannelADMM(Regularizer):
             self.frozen = same or done >= max(self.ramp, (self.ramp + self.iterations) // 2)
         elif not self.settled:
             self.rho *= self.growth
-        elif self.convergence[-1]["gap"] < NOTHING:
+        elif self.convergence[-1]["gap"] < ZERO_BELOW:
             self.admm.silence()  # else they go on to numbers so small that a processor is slow with them
         self.share = -math.expm1(-self.rho * self.per_epoch / steps_per_epoch)
         self.admm.pull(self.share, self.frozen)

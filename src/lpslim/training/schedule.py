@@ -32,8 +32,11 @@ class TrainConfig:
 
 
 @dataclass
-class Leg(TrainConfig):
-    """Part of a training that others begin, for ``before`` epochs, or end, for ``after``: one schedule."""
+class SharedSchedule(TrainConfig):
+    """Training of one of several stages on one learning-rate schedule.
+
+    before, after: epochs of the stages before and after it.
+    """
 
     before: int = 0
     after: int = 0
@@ -44,7 +47,8 @@ class RuntimeConfig:
     """Where and in which arithmetic a training runs. Fields marked as ignored change no result.
 
     precision: "auto" is bf16 where the device computes it natively, else fp32. checkpoint_minutes: time
-    between two checkpoints; 0 for one after every step, null for none. trackers: who gets the measurements.
+    between two checkpoints; 0 for one after every step (on a GPU every tenth), null for none. trackers: who
+    gets the measurements.
     """
 
     device: str = field(default="auto", metadata={"ignored": True})
@@ -69,10 +73,11 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
 
     The warm-up takes w = min(warmup_epochs, E / 3) of the E epochs. ``cosine``: ``lr/2 * (1 + cos(pi * t))``
     and ``linear``: ``lr * (1 - t)``, both with ``t = (epoch - w) / (E - w)``. ``step``: a tenth after each
-    milestone, a fraction of E. ``constant``: ``lr``. Of a :class:`Leg`, E are the epochs of all legs.
+    milestone, a fraction of E. ``constant``: ``lr``. Of a :class:`SharedSchedule`, E are those
+    of all stages.
     """
     epochs = config.epochs
-    if isinstance(config, Leg):
+    if isinstance(config, SharedSchedule):
         epoch, epochs = config.before + epoch, config.before + epochs + config.after
     warmup = min(config.warmup_epochs, epochs / 3)
     if epoch < warmup:

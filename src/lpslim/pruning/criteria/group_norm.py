@@ -1,8 +1,9 @@
 """Group norm: the size of all that produces a unit, in units of its layer's mean.
 
 A unit is silent if the weights that it is scored by, their biases, and the scale and shift of its batch-norm
-are all zero (a zero-invariant group: Chen et al. 2021, arXiv:2107.07467). The ADMM on channels ranks by the
-same norm (``sparsity.channels``).
+are all zero (a zero-invariant group: Chen et al. 2021, arXiv:2107.07467). Where a batch-norm follows,
+the ADMM on channels ranks by the same norm over the slope of its penalty (``sparsity.channels``). Of heads
+and neurons this score also counts the columns that read them.
 """
 
 from collections.abc import Sequence

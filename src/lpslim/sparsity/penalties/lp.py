@@ -22,6 +22,8 @@ def soft_threshold(x: Tensor, threshold: Tensor) -> Tensor:
 class Lp:
     """The penalty sum |z|^(1/p), linearised at the last z, its weights capped at M (synaptic inhibition).
 
+    Linearised, it is reweighted L1 (Candes et al. 2008, doi:10.1007/s00041-008-9045-x).
+
     Without a cap, ``M=None``, the weight of a zero is infinite, and a zero never comes back.
     """
 

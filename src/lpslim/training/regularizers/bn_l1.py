@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lpslim.base.errors import UserError
+from lpslim.pruning.units import BATCH_NORMS
 from lpslim.training.callbacks import Regularizer
 
 
@@ -17,7 +18,7 @@ class BNL1(Regularizer):
     lamb: float
 
     def __post_init__(self) -> None:
-        norms = (module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d))
+        norms = (module for module in self.model.modules() if isinstance(module, BATCH_NORMS))
         self.scales = [norm.weight for norm in norms if norm.affine]
         if not self.scales:
             raise UserError("regularizer.name=bn_l1: the network has no batch-norm with a scale")
