@@ -147,6 +147,8 @@ def checked(composed: DictConfig, job: Any = None) -> Config:
     values: Any = OmegaConf.to_container(own)
     faults = [f"{key}: a value may not call a resolver (${{name:...}})"
               for key, value in flat(values) if RESOLVER.search(str(value))]  # fmt: skip
+    faults += [_no_such(key, KEYS) for key, _ in flat(values)
+               if key not in KEYS and not key.startswith(PLUGIN_KEYS)]  # fmt: skip
     if method := choices.get("method"):
         faults += [f"{word}: is set by method={method}, so must not be given"
                    for word in words if _key(word) in SET_BY_METHOD]  # fmt: skip
@@ -189,10 +191,7 @@ def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> st
                 return f"{word}: must be one of {', '.join(choices)}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         key = str(cause.full_key)
-        groups = [path.name for path in conf.iterdir()]
-        near = difflib.get_close_matches(key, [*KEYS, *groups], n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
-        return f"{key}: no such key; {f'+{key}=... adds it' if key.startswith(PLUGIN_KEYS) else hint}"
+        return _no_such(key, [*KEYS, *(path.name for path in conf.iterdir())])
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         key = cause.full_key.partition("[")[0]
         return f"{typed.get(key, key)}: {str(cause.msg).splitlines()[0]}"
@@ -202,6 +201,15 @@ def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> st
         line = "its first line must be '# @package _global_', with no byte-order mark before it"
         return f"{group}={name}: {line}, or all its keys stand below {group}"
     return text
+
+
+def _no_such(key: str, known: Sequence[str]) -> str:
+    """Return that there is no such key, with those that are like it."""
+    if key.startswith(PLUGIN_KEYS):
+        return f"{key}: no such key; +{key}=... adds it"
+    near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+    return f"{key}: no such key; {hint}"
 
 
 def _expanded(word: str) -> str:

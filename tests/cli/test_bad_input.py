@@ -108,6 +108,8 @@ WHOLE = {
     "rohh=3": "rohh: no such key; did you mean rho?",
     "modell=vgg16": "modell: no such key; did you mean model",
     "+anything=1": "anything: no such key; see --help",
+    "+finetune.epochss=1": "finetune.epochss: no such key; did you mean finetune.epochs",
+    "++trainer.foo.bar=1": "trainer.foo.bar: no such key",
     "dataset.rooot=x": "dataset.rooot: no such key; did you mean dataset.root",
     "regularizer.options.a=1": "regularizer.options.a: no such key; +regularizer.options.a=... adds it",
     "finetune.milestones=[0.7,0.2]": "finetune.milestones=[0.7, 0.2]: must be shares of the epochs",

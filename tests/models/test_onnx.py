@@ -1,5 +1,6 @@
 """An exported network is the network, or there is no file."""
 
+import copy
 import sys
 from dataclasses import replace
 
@@ -110,6 +111,29 @@ def test_several_inputs_and_outputs_have_names_and_agree(form, keyword, whole, t
     expected = [pair[0] + pair[1]] if form == "one" else pair
     for ours, theirs in zip(made, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-4, atol=1e-5)
+
+
+class Masked(nn.Module):
+    """Attention over a sequence of vectors, whose second output is masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.norm = nn.BatchNorm1d(8)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf] * 4))
+
+    def forward(self, x):
+        y = self.norm(self.layer(x).mean(1))
+        return y, y + self.mask
+
+
+def test_fused_attention_and_masked_outputs_agree_and_no_statistics_change(tmp_path):
+    torch.manual_seed(0)
+    model = Masked().eval()
+    model.norm.running_mean.normal_()
+    before = copy.deepcopy(model.state_dict())
+    assert onnx.to_onnx(model, torch.randn(1, 5, 8), tmp_path / "a.onnx") < 1e-5
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def convolution(dtype):

@@ -96,6 +96,33 @@ def test_a_network_of_ones_own_keeps_its_tied_and_frozen_weights(tmp_path):
         lpslim.load(tmp_path / "own", model=nn.Sequential(nn.Conv2d(1, 2, 1)))
 
 
+class Recurrent(nn.Module):
+    """Sequences of given lengths: those of no length are refused by torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.r, self.a, self.f = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.long(), batch_first=True, enforce_sorted=False)
+        return self.f(torch.relu(self.a(self.r(packed)[1][0][0])))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.int64, "on inputs of zeros, .* cannot be traced"),
+        (torch.int16, "'1' .* the type int16, not one of"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_saved(dtype, message, tmp_path):
+    example = torch.randn(2, 5, 4), torch.tensor([5, 3], dtype=dtype)
+    pruned = lpslim.prune(Recurrent(), example, ratio=0.5)
+    with pytest.raises(UserError, match=message):
+        lpslim.save(tmp_path / "own", pruned)
+    assert not (tmp_path / "own").exists()
+
+
 class Chain(nn.Module):
     def __init__(self):
         super().__init__()

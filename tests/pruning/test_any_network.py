@@ -1,6 +1,8 @@
 """Networks of one's own: pruned exactly, or left alone or refused with the reason. Nothing in between."""
 
 import copy
+from dataclasses import dataclass
+from threading import Lock
 from types import SimpleNamespace
 
 import psutil
@@ -72,6 +74,17 @@ class Scaled(nn.Conv2d):
         return F.conv2d(x, self.weight / self.in_channels, self.bias, padding=1)
 
 
+def keeping(net, x):
+    """Leave features on the network, by themselves and in a list."""
+    net.features = net.a(x).relu()
+    net.more = [net.b(net.features).relu()]
+    return net.f(net.more[0].mean((2, 3)))
+
+
+def hard_swish(x):
+    return (x + 1e-3) * F.relu6(x + 3) / 6
+
+
 # what is between two convolutions; words of the reason why the first keeps its width, none where it does not
 BETWEEN = {
     "nothing": (nn.Identity, ""),
@@ -110,11 +123,12 @@ def silenced(model, pruned):
         gone[:, pruned.kept[unit.layer]] = False
         for name in unit.consumers:
 
-            def zeros(layer, inputs, index=gone.flatten().nonzero().flatten()):  # noqa: B008
+            def zeros(layer, inputs, named, index=gone.flatten().nonzero().flatten()):  # noqa: B008
                 axis = -1 - len(getattr(layer, "kernel_size", ()))
-                return inputs[0].index_fill(axis, index, 0), *inputs[1:]
+                first, *others = (*inputs, *named.values())
+                return (first.index_fill(axis, index, 0), *others), {}
 
-            model.get_submodule(name).register_forward_pre_hook(zeros)
+            model.get_submodule(name).register_forward_pre_hook(zeros, with_kwargs=True)
     return model
 
 
@@ -189,7 +203,7 @@ WHOLE = {
     "functional": (lambda: Net(lambda net, x: net.f(net.up(net.m(*[net.a(x).flatten(2).mT] * 3)[0]).mean(1)),
                                a=nn.Conv2d(3, 8, 2, 2), m=nn.MultiheadAttention(8, 2, batch_first=True),
                                up=fc(8, 16), f=fc(16, 4)), IMAGE, {"up"},
-                   {"a": "added", "m.out_proj": "nothing calls it"}),
+                   {"a": "differ", "m.out_proj": "nothing calls it"}),
     "detached": (lambda: Net(lambda net, x: net.f((net.b(y := net.a(x)) * net.c(y.detach())).mean((2, 3))),
                              a=conv(3, 8), b=conv(8, 6), c=conv(8, 6), f=fc(6, 4)),
                  IMAGE, {"b"}, {"a": "fails"}),
@@ -216,6 +230,11 @@ WHOLE = {
             IMAGE, {"f"}, {"a": "cannot be followed"}),
     "weight norm": (lambda: Net(chain, a=P.weight_norm(conv(3, 8)), b=conv(8, 6), f=fc(6, 4)),
         IMAGE, {"b"}, {"a": "remove_parametrizations"}),
+    "features kept": (lambda: Net(keeping, a=conv(3, 8), b=conv(8, 6), f=fc(6, 4)), IMAGE, {"a", "b"}, {}),
+    "numbers added": (lambda: Net(lambda net, x: net.f(net.b(hard_swish(net.a(x))).relu().mean((2, 3))),
+                                  a=conv(3, 8), b=conv(8, 6), f=fc(6, 4)), IMAGE, {"a", "b"}, {}),
+    "by keyword": (lambda: Net(lambda net, x: net.f(input=net.b(input=net.a(x).relu()).relu().mean((2, 3))),
+                               a=conv(3, 8), b=conv(8, 6), f=fc(6, 4)), IMAGE, {"a", "b"}, {}),
     "spectral norm": (lambda: Net(chain, a=P.spectral_norm(conv(3, 8)), b=conv(8, 6), f=fc(6, 4)),
         IMAGE, {"b"}, {"a": "is computed"}),
 }  # fmt: skip
@@ -239,6 +258,31 @@ def test_whole_networks(build, example, layers, left, tmp_path):
     torch.testing.assert_close(loaded(example), pruned.model(example), rtol=0, atol=0)
 
 
+@dataclass(frozen=True)
+class Output:
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+@pytest.mark.parametrize(
+    "form", [lambda y: (y, None), lambda y: {"logits": y, "name": "x", "n": 3}, lambda y: [y, [y]], Output]
+)
+def test_outputs_of_any_form_are_compared(form):
+    layers = {"a": conv(3, 8), "b": conv(8, 6), "f": fc(6, 4)}
+    model = Net(lambda net, x: form(net.f(net.b(net.a(x).relu()).relu().mean((2, 3)))), **layers)
+    pruned = lpslim.prune(model, IMAGE, ratio=0.4)
+    assert (pruned.kept.keys(), pruned.checked) == ({"a", "b"}, ("evaluation", "training"))
+
+
+def test_a_network_that_has_just_trained_is_copied_without_what_it_keeps():
+    model = Net(keeping, a=conv(3, 8), b=conv(8, 6), f=fc(6, 4))
+    model(IMAGE + 1).sum().backward()
+    features = model.features
+    pruned = lpslim.prune(model, IMAGE, ratio=0.4)
+    assert model.features is features
+    copy.deepcopy(pruned.model)
+
+
 @pytest.mark.parametrize("form", [tuple, dict])
 def test_two_inputs(form, tmp_path):
     model = Net(lambda net, x, key: net.g(net.b(net.a(x) * net.k(key)[..., None, None]).relu().mean((2, 3))),
@@ -249,6 +293,9 @@ def test_two_inputs(form, tmp_path):
     pruned = lpslim.prune(model, given, ratio=0.5)
     assert pruned.kept.keys() == {"a", "b"}
     assert_exact(model, pruned, *inputs)
+    batches = [(given, torch.tensor([1]))]
+    for criterion in ("taylor", "chip"):
+        assert lpslim.prune(model, given, ratio=0.5, criterion=criterion, batches=batches).kept != pruned.kept
     lpslim.save(tmp_path / "network", pruned)
     assert torch.equal(lpslim.load(tmp_path / "network", model)(*inputs), pruned.model(*inputs))
 
@@ -304,6 +351,24 @@ def no_number(module):
         module.weight.data.fill_(torch.nan)
 
 
+def no_statistics(module):
+    if isinstance(module, nn.BatchNorm2d):
+        module.running_var.fill_(torch.nan)
+
+
+def locked():
+    model = between(nn.Identity())
+    model.lock = Lock()
+    return model
+
+
+def closing():
+    model = between(nn.BatchNorm2d(8))
+    norm = model.middle
+    model.function = lambda net, x: net.f(net.b(norm(net.a(x)).relu()).relu().mean((2, 3)))
+    return model
+
+
 def inferring():
     with torch.inference_mode():
         return between(nn.Identity())
@@ -321,6 +386,12 @@ REFUSED = {
     "quantising": (quantising, r"no layer can lose channels(.|\n)*\n  a: .*scale and zero-point"),
     "masks": (lambda: between(l1_unstructured(conv(8, 8), "weight", 1)), r"cannot be copied .*prune\.rem"),
     "NaN": (lambda: between(nn.Identity()).apply(no_number), r"a\.weight: has values that are not finite"),
+    "NaN in a buffer": (lambda: between(nn.BatchNorm2d(8)).apply(no_statistics),
+                        r"middle\.running_var: has values that are no numbers"),
+    "no values yet": (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), r"0\.weight: has no values yet"),
+    "on meta": (lambda: between(nn.Identity()).to("meta"), r"a\.weight: has no values yet"),
+    "a lock": (locked, r"cannot be copied \(cannot pickle .*lock"),
+    "a closure": (closing, "Net: a function that it holds calls its modules"),
     "inference": (inferring, r"torch\.inference_mode\(\).*outside"),
     "script": (lambda: torch.jit.script(conv(3, 8)), "a script cannot be cut"),
     "one input of two": (lambda: Net(lambda net, x, y: net.a(x) + y), "cannot follow.*'y'"),

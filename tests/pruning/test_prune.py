@@ -59,6 +59,12 @@ def test_protected_layers_keep_every_unit(model):
     assert pruned.reached == pytest.approx(0.2, abs=0.003)
 
 
+def test_one_name_may_be_protected_as_it_is(model):
+    assert prune(model, EXAMPLE, ratio=0.3, protected="layer3").kept.keys() == {
+        layer for layer in prune(model, EXAMPLE, ratio=0.3).kept if not layer.startswith("layer3")
+    }
+
+
 def test_criteria_that_run_the_network_get_batches(model):
     batches = [(torch.randn(4, 3, SIZE, SIZE), torch.randint(7, (4,)))]
     options = {"ratio": 0.3, "score_norm": "uniform"}
@@ -68,6 +74,7 @@ def test_criteria_that_run_the_network_get_batches(model):
     assert scored.kept != by_weights.kept
 
 
+NAN = [(torch.full((2, 3, SIZE, SIZE), torch.nan), torch.tensor([0, 1]))]
 LAYERS = ["layer1", "layer2", "layer3"]
 REFUSED = {
     "no budget": ({}, "give one of target_flops, target_params, ratio, got none"),
@@ -77,6 +84,14 @@ REFUSED = {
     "norm": ({"ratio": 0.5, "score_norm": "layer"}, "score_norm=layer: must be one of minmax, uniform, raw"),
     "criterion": ({"ratio": 0.5, "criterion": "luck"}, "'luck' is not one of"),
     "no batches": ({"ratio": 0.5, "criterion": "hrank"}, "batches: "),
+    "NaN scores": (
+        {"ratio": 0.5, "criterion": "taylor", "batches": NAN},
+        "criterion=taylor: layer 'layer1.0",
+    ),
+    "NaN maps": (
+        {"ratio": 0.5, "criterion": "hrank", "batches": NAN},
+        "criterion=hrank: feature maps are not",
+    ),
     "protected": ({"ratio": 0.5, "protected": ["layer9"]}, "protected: the network has no 'layer9'"),
     "everything": ({"ratio": 0.5, "protected": LAYERS}, "no layer can lose channels"),
     "too much": ({"target_flops": 0.95}, "target_flops=0.95: must be at most 0.9072"),

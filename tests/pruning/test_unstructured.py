@@ -13,6 +13,13 @@ from lpslim.pruning.units import regularised_weights
 EXAMPLE = torch.zeros(1, 1, 4, 4)
 
 
+def test_the_penalty_acts_on_all_kinds_of_layers_and_once_on_a_weight_that_they_share():
+    first, second = nn.Conv1d(1, 1, 3), nn.Conv1d(1, 1, 3)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.BatchNorm1d(1), second, nn.ConvTranspose1d(1, 2, 3), nn.Linear(2, 2))
+    assert list(regularised_weights(model)) == ["0.weight", "3.weight", "4.weight"]
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)

@@ -86,6 +86,13 @@ def test_units_that_are_not_silent_at_zero_are_left_alone_and_named(caplog):
         ChannelADMM(model, example, ratio=0.5, epochs=1, protected=["a"])
 
 
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.BatchNorm2d(8, affine=False)])
+def test_units_that_a_norm_without_a_scale_makes_large_again_are_left_alone(norm):
+    layers = [nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)]
+    admm = ChannelADMM(nn.Sequential(*layers), torch.randn(1, 3, 8, 8), ratio=0.4, epochs=1)
+    assert admm.left == {"0": "'1', a norm without a scale, makes its channels large again"}
+
+
 def test_in_a_loop_of_ones_own_the_cut_is_not_felt():
     torch.manual_seed(0)
     first, second = nn.Conv2d(3, 64, 3, bias=False), nn.Conv2d(64, 64, 3)

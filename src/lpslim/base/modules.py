@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -44,17 +45,47 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         return function(value)
     if isinstance(value, Mapping):
         return {key: map_tensors(entry, function) for key, entry in value.items()}
+    if is_dataclass(value) and hasattr(value, "__dict__") and not isinstance(value, type):
+        new = copy.copy(value)
+        vars(new).update(map_tensors(vars(value), function))
+        return new
     mapped = [map_tensors(entry, function) for entry in value] if isinstance(value, tuple | list) else value
     return tuple(mapped) if isinstance(value, tuple) else mapped
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a network; UserError, with the way out, if it cannot be copied."""
+    """Return a copy of a network; UserError, with the way out, if it cannot be copied.
+
+    Results that a forward pass has left in it, such as features or an auxiliary loss, come without gradient.
+    """
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        for name, value in vars(module).items():
+            entries = value.values() if isinstance(value, dict) else value
+            for entry in entries if isinstance(value, dict | list | tuple) else [value]:
+                computed = {f"{name}_v", f"{name}_orig"} & own.keys()  # a weight: its copy would be stale
+                if isinstance(entry, Tensor) and entry.grad_fn is not None and not computed:
+                    made[id(entry)] = entry.detach().clone()
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, made)
     except RuntimeError as problem:
-        name, reason = type(model).__name__, str(problem).partition(".")[0]
-        raise UserError(f"{name}: cannot be copied ({reason}): {REMEDY}") from problem
+        reason = str(problem).partition(".")[0]
+        raise UserError(f"{type(model).__name__}: cannot be copied ({reason}): {REMEDY}") from problem
+    except TypeError as problem:  # it holds a lock, an open file or the like
+        raise UserError(f"{type(model).__name__}: cannot be copied ({problem})") from problem
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Take away what is set on modules in the block, such as features that a forward pass stores there."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 def example_input(shape: Sequence[int], batch: int = 1) -> Tensor:

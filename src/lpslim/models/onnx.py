@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 from lpslim.base.errors import UserError
 from lpslim.base.files import atomic_file
@@ -68,7 +69,7 @@ def _exported(model: nn.Module, example: Example, path: Path) -> tuple[float, fl
     lengths = {2: "length"} if isinstance(example, Tensor) and example.ndim == 3 else {}
     axes = {**{name: {0: "batch", **lengths} for name in inputs}, **{name: {0: "batch"} for name in outputs}}
     plain = isinstance(example, Tensor) and [*outputs] == ["logits"]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), BaseTorchFunctionMode():  # under which torch fuses no attention
         warnings.simplefilter("ignore")  # the tracer's doubts: the comparison settles them
         # dynamo=True needs onnxscript as well, and 20 times as long, for the same nodes in ONNX Runtime
         torch.onnx.export(
@@ -85,7 +86,9 @@ def _exported(model: nn.Module, example: Example, path: Path) -> tuple[float, fl
                 raise ValueError(f"outputs {tuple(reference.shape)} of PyTorch became {value.shape}")
             pairs.append((torch.from_numpy(value).double().flatten(), reference.cpu().double().flatten()))
     exported, reference = map(torch.cat, zip(*pairs, strict=True))
-    return (exported - reference).abs().max().item(), reference.abs().max().item()
+    different, finite = exported != reference, reference.isfinite()  # masked logits are -inf in both
+    difference = (exported - reference)[different].abs()
+    return difference.max().item() if len(difference) else 0.0, reference[finite].abs().max().item()
 
 
 class _Positional(nn.Module):
@@ -94,6 +97,7 @@ class _Positional(nn.Module):
     def __init__(self, model: nn.Module, example: Example) -> None:
         super().__init__()
         self.model, self.example = model, example
+        self.training = False  # the exporter gives the modules within the wrapper's mode afterwards
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(_named(call(self.model, _like(self.example, inputs)), "").values())
@@ -120,7 +124,7 @@ def _samples(example: Tensor, batch: int) -> Tensor:
     generator = torch.Generator().manual_seed(batch)
     if example.is_floating_point():
         return torch.randn(batch, *example.shape[1:], generator=generator).to(example)
-    if example.ndim != 3:
+    if example.ndim != 3 or example.shape[1] != 3:
         repeated = example[:1].expand(batch, *example.shape[1:])
         order = torch.randperm(repeated.numel(), generator=generator).to(example.device)
         return repeated.flatten()[order].view(repeated.shape)

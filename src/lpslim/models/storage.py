@@ -7,7 +7,7 @@ import copy
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 import torch
@@ -71,7 +71,7 @@ class Architecture:
             example = example_input(self.input_shape).to(next(model.parameters()).device)
             families.get(self.family).cut(model, example, self.kept)
         elif self.kept:
-            graph.prune(model, _blank(self.arguments["example"], next(model.parameters())), self.kept)
+            graph.prune(model, _blank(self.arguments["example"], model), self.kept)
         return model
 
 
@@ -92,7 +92,8 @@ def write(folder: Path, model: nn.Module, architecture: Architecture) -> None:
 def save(folder: str | Path, pruned: "Pruned") -> None:
     """Write a pruned network of one's own, for :func:`load`; FileExistsError if the folder holds one.
 
-    UserError, and nothing written, if its example holds anything but tensors.
+    UserError, and nothing written, if its example holds anything but tensors, or if its channels cannot be
+    traced on zeros, as :func:`load` does.
     """
     folder, name = Path(folder).expanduser(), type(pruned.model).__name__
     if (folder / DESCRIPTION).exists():
@@ -102,12 +103,24 @@ def save(folder: str | Path, pruned: "Pruned") -> None:
     if strange := [key for key, value in inputs.items() if not isinstance(value, Tensor)]:
         raise UserError(f"{name} cannot be saved: input {strange[0]!r} of its example is not a tensor")
     kinds = {k: "float" if v.is_floating_point() else str(v.dtype).split(".")[1] for k, v in inputs.items()}
-    arguments: Any = {"example": {key: (kinds[key], list(value.shape)) for key, value in inputs.items()}}
+    if strange := [key for key, kind in kinds.items() if kind not in get_args(Kind)]:
+        what = f"input {strange[0]!r} of its example has the type {kinds[strange[0]]}"
+        raise UserError(f"{name} cannot be saved: {what}, not one of {', '.join(get_args(Kind))}")
+    described = {key: (kinds[key], list(value.shape)) for key, value in inputs.items()}
+    arguments: Any = {"example": described}
+    try:
+        traced = graph.Graph(pruned.model, _blank(described, pruned.model)).traced
+        for layer in pruned.kept:
+            traced.outputs(layer)
+    except Exception as problem:  # whatever a network raises over zeros
+        reason = f"on inputs of zeros, which load uses, its channels cannot be traced ({problem})"
+        raise UserError(f"{name} cannot be saved: {reason}") from problem
     write(folder, pruned.model, Architecture(None, name, (1,), arguments, pruned.kept))
 
 
-def _blank(described: Any, like: Tensor) -> Example:
-    """Return blank inputs as they are described, on the device and in the precision of a parameter."""
+def _blank(described: Any, model: nn.Module) -> Example:
+    """Return blank inputs as they are described, on the device and in the precision of a network."""
+    like = next(p for p in model.parameters() if p.is_floating_point())
     inputs = msgspec.convert(described, dict[str, tuple[Kind, list[Annotated[int, Meta(ge=0)]]]])
     if (entries := sum(math.prod(shape) for _, shape in inputs.values())) > MOST_ENTRIES:
         raise UserError(f"its example has {entries} entries, more than {MOST_ENTRIES}")

@@ -181,12 +181,16 @@ def _silenced(model: nn.Module, cuts: Sequence[Cut]) -> Iterator[None]:
             layer = model.get_submodule(cut.name)
             indices = torch.tensor(cut.indices)
             hook = functools.partial(_zeros, axis=channel_axis(layer), indices=indices)
-            hooks.enter_context(layer.register_forward_pre_hook(hook))
+            hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
 
 
-def _zeros(_: nn.Module, inputs: Any, *, axis: int, indices: Tensor) -> tuple[Any, ...]:
-    return inputs[0].index_fill(axis, indices.to(inputs[0].device), 0), *inputs[1:]
+def _zeros(
+    _: nn.Module, inputs: Any, named: dict[str, Any], *, axis: int, indices: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    first, *others = inputs or (named["input"],)
+    silent = first.index_fill(axis, indices.to(first.device), 0)
+    return ((silent, *others), named) if inputs else ((), {**named, "input": silent})
 
 
 @torch.no_grad()

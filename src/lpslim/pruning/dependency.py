@@ -13,13 +13,13 @@ from torch import nn
 from torch_pruning.dependency import index_mapping
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, call, eval_mode
+from lpslim.base.modules import Example, attributes_kept, call, eval_mode, map_tensors
 from lpslim.pruning.units import CONVOLUTIONS, ROOTS, Cut, is_depthwise, width_of
 
 logging.getLogger("torch_pruning").setLevel(logging.ERROR)
 
-# Operations that join the channels of several layers, by Torch-Pruning's names
-JOINING = {"_ConcatOp", "_SplitOp", "AddBackward0", "SubBackward0"}
+# Operations that join the channels of several layers, by Torch-Pruning's names; sums of two or more tensors
+JOINING, SUMS = {"_ConcatOp", "_SplitOp"}, {"AddBackward0", "SubBackward0"}
 # Its errors over a network that it does not understand; RuntimeError is the network's own
 UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 Index = namedtuple("Index", "idx root_idx")  # a channel as Torch-Pruning maps it, and its label
@@ -43,11 +43,12 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
         self.linked, self.unclear, self.padded = False, set[Any](), set[Any]()
         self.widest = max((size for p in model.parameters() for size in p.shape), default=0)
         # the trace follows gradients: it would not see what is frozen
-        with eval_mode(model), all_trainable(model), torch.enable_grad(), warnings.catch_warnings():
+        with (attributes_kept(model), eval_mode(model), all_trainable(model), torch.enable_grad(),
+              warnings.catch_warnings()):  # fmt: skip
             for notice in ("Unwrapped parameters", "Maximum recursive depth"):  # what is unclear stays whole
                 warnings.filterwarnings("ignore", notice)
             try:
-                self.build_dependency(model, example, forward_fn=call)
+                self.build_dependency(model, example, forward_fn=call, output_transform=_tensors)
             except UNTRACEABLE as problem:
                 if not self.linked:
                     name, reason = type(model).__name__, f"{type(problem).__name__}: {problem}"
@@ -140,8 +141,8 @@ class Walk:
             if node in traced.unclear:
                 reason = f"its channels pass {node.name}, which cannot be followed"
                 raise UserError(f"layer {layers[0]!r}: {reason}")
-            operations = type(node.module).__name__, node.name.rpartition("(")[2].rstrip(")")
-            self.joined |= bool({*operations} & JOINING)
+            operations = {type(node.module).__name__, node.name.rpartition("(")[2].rstrip(")")}
+            self.joined |= bool(operations & (JOINING | SUMS if len(node.inputs) > 1 else JOINING))
             for edge in node.dependencies:
                 target = edge.target, edge.handler
                 mapped = self._mapped(found, edge) if edge.is_triggered_by(cut) else []
@@ -190,6 +191,13 @@ class Walk:
             other = traced.names[node.module]
             raise UserError(f"layer {layer!r}: its channels do not line up with {other!r}")
         return width is None or highest < width
+
+
+def _tensors(outputs: Any) -> list[torch.Tensor]:
+    """Return the tensors among a network's outputs."""
+    found: list[torch.Tensor] = []
+    map_tensors(outputs, found.append)
+    return found
 
 
 def tied(model: nn.Module) -> dict[str, list[str]]:

@@ -58,7 +58,7 @@ class Graph:
         return found
 
     def discover(
-        self, protected: Sequence[str] = (), *, coupled: bool = False
+        self, protected: str | Sequence[str] = (), *, coupled: bool = False
     ) -> tuple[list[Units], dict[str, str]]:
         """Return the units of every layer that can lose channels, and layers that keep them, with the reason.
 
@@ -68,6 +68,7 @@ class Graph:
         globs; UserError if one is not in the network. coupled: also channels that are added to or
         concatenated with others.
         """
+        protected = [protected] if isinstance(protected, str) else protected
         if unknown := [entry for entry in protected if not any(matches(n, [entry]) for n in self.modules)]:
             raise UserError(f"protected: the network has no {unknown[0]!r}")
         found, left, owned = list[Units](), dict[str, str](), set[str]()

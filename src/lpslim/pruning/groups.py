@@ -12,7 +12,8 @@ from lpslim.base.errors import UserError
 from lpslim.base.modules import Example, call
 from lpslim.pruning.budget import Candidates
 from lpslim.pruning.check import Comparison
-from lpslim.pruning.units import Units, channel_axis
+from lpslim.pruning.cost import INSTANCE_NORMS
+from lpslim.pruning.units import BATCH_NORMS, Units, channel_axis
 from lpslim.sparsity.channels import Slice
 
 Owners = dict[tuple[str, bool, int], dict[int, int]]  # (name, reads, axis) of a cut -> its index -> the unit
@@ -29,9 +30,9 @@ def find(
     layer is left.
     """
     owners = _owners(candidates.units)
-    left = _not_zero(model, example, candidates.units, owners)
+    left = _not_zero(model, example, candidates.units, owners) | _rescaled(model, candidates.units)
     if len(left) == len(candidates.units):
-        raise UserError(f"no layer can be silenced: {REASON}")
+        raise UserError(f"no layer can be silenced: {' or '.join({*left.values()})}")
     if left:
         candidates = candidates.without(list(left))
         owners = _owners(candidates.units)
@@ -79,7 +80,9 @@ def _not_zero(model: nn.Module, example: Example, units: Sequence[Units], owners
         parameters[part.name].index_fill_(part.axis, part.channels, 0)
     for (name, reads, _), known in owners.items():
         if reads and name in modules:
-            modules[name].register_forward_pre_hook(partial(_note_nonzero, known=known, nonzero=nonzero))
+            modules[name].register_forward_pre_hook(
+                partial(_note_nonzero, known=known, nonzero=nonzero), with_kwargs=True
+            )
     for mode, inputs in comparison.runs:
         if mode == "evaluation":
             call(comparison.whole, inputs)
@@ -87,6 +90,20 @@ def _not_zero(model: nn.Module, example: Example, units: Sequence[Units], owners
     return {unit.layer: REASON for unit, first in pairs if nonzero & {*range(first, first + unit.size)}}
 
 
-def _note_nonzero(module: nn.Module, inputs: Any, *, known: dict[int, int], nonzero: set[int]) -> None:
-    left = inputs[0].movedim(channel_axis(module), 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+def _rescaled(model: nn.Module, units: Sequence[Units]) -> dict[str, str]:
+    """Return the layers behind which a norm without a scale makes small channels large again."""
+    norms = (*BATCH_NORMS, *INSTANCE_NORMS)
+    return {
+        unit.layer: f"{name!r}, a norm without a scale, makes its channels large again"
+        for unit in units
+        for name in unit.producers
+        if isinstance(norm := model.get_submodule(name), norms) and not norm.affine
+    }
+
+
+def _note_nonzero(
+    module: nn.Module, inputs: Any, named: dict[str, Any], *, known: dict[int, int], nonzero: set[int]
+) -> None:
+    first = inputs[0] if inputs else named["input"]
+    left = first.movedim(channel_axis(module), 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
     nonzero.update(known[i] for i in left if i in known)

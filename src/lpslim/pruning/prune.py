@@ -1,7 +1,8 @@
 """Pruning of a network of one's own from Python, without any configuration."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +43,8 @@ class Pruned:
         lines = [f"{name}: {a:,} -> {b:,} (-{100 * (1 - b / a):.2f} %)" for name, (a, b) in rows.items()]
         if self.checked == ("evaluation",):
             lines.append("compared in evaluation mode alone: the original does not run in training mode")
+        elif self.checked == ("training",):
+            lines.append("compared in training mode alone: in evaluation mode its outputs are not finite")
         left = [f"left alone: {line}" for line in _grouped(self.left_alone)]
         return "\n".join([*lines, *left, f"{self.budget}: reached {self.reached:.4f}"])
 
@@ -87,11 +90,16 @@ def prune(
     if not (0 <= floor < 1 and 0 <= coupled_floor < 1) or round_to < 1:
         given = f"coupled_floor={coupled_floor}, floor={floor}, round_to={round_to}"
         raise UserError(f"{given}: must be in [0, 1), and round_to 1 or more")
+    if not isinstance(example, torch.Tensor | tuple | Mapping):
+        raise UserError(
+            f"example={example!r:.60}: must be a tensor, or a tuple or dict of the network's inputs"
+        )
     if score_norm not in SCORE_NORMS:
         raise UserError(f"score_norm={score_norm}: must be one of {', '.join(SCORE_NORMS)}")
     key, value = only({"target_flops": target_flops, "target_params": target_params, "ratio": ratio})
+    example = dict(example) if isinstance(example, Mapping) else example
     smaller, budget = _copied(model), Budget(**{key: value}, round_to=round_to)
-    with eval_mode(smaller):
+    with eval_mode(smaller), _uncalled(model):
         survey = exactness.survey(smaller, example, protected, check=check, coupled=coupled)
         units = _remaining(survey.units, survey.left)
         dense = candidates(smaller, example, units, adjust=floor, floor=floor, coupled_floor=coupled_floor)
@@ -146,12 +154,33 @@ def _remaining(units: Sequence[Units], left: Mapping[str, str]) -> list[Units]:
 
 def _copied(model: nn.Module) -> nn.Module:
     """Return a copy of a network; UserError, with the way out, for one that cannot be pruned as it is."""
-    name = type(model).__name__
+    kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
-        raise UserError(f"{name}: a script cannot be cut: prune what it was made from, then script it")
+        raise UserError(f"{kind}: a script cannot be cut: prune what it was made from, then script it")
+    if lacking := [
+        n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter) or p.is_meta
+    ]:
+        raise UserError(f"{lacking[0]}: has no values yet: run the network once, or load weights")
     if torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters()):
-        raise UserError(f"{name}: torch.inference_mode() cannot be traced: build and prune it outside")
+        raise UserError(f"{kind}: torch.inference_mode() cannot be traced: build and prune it outside")
     for parameter, value in model.named_parameters():
         if not value.isfinite().all():
             raise UserError(f"{parameter}: has values that are not finite, which no score can rank")
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and buffer.isnan().any():  # infinite ones are masks
+            raise UserError(f"{name}: has values that are no numbers")
     return copied(model)
+
+
+@contextmanager
+def _uncalled(model: nn.Module) -> Iterator[None]:
+    """Refuse (UserError) that a copy's forward pass calls modules of the original, which would change."""
+
+    def refuse(*_: object) -> None:
+        what = "a function that it holds calls its modules, and would go on to call them from a copy"
+        raise UserError(f"{type(model).__name__}: {what}: make the function a method")
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_pre_hook(refuse))
+        yield

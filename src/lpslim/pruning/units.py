@@ -77,9 +77,15 @@ class Units:
 
 
 def regularised_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights on which the penalty acts, by name: those of convolutions and linear layers."""
-    layers = model.named_modules()
-    return {f"{name}.weight": m.weight for name, m in layers if isinstance(m, ROOTS)}
+    """Return the weights on which the penalty acts, by name: those of convolutions and linear layers.
+
+    A weight that layers share is there once, under the name of the first.
+    """
+    weights: dict[int, tuple[str, Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ROOTS):
+            weights.setdefault(id(module.weight), (f"{name}.weight", module.weight))
+    return dict(weights.values())
 
 
 def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from lpslim.base import registry
 from lpslim.base.errors import UserError
-from lpslim.base.modules import eval_mode, weight_of
+from lpslim.base.modules import Example, call, eval_mode, weight_of
 from lpslim.pruning.units import Units, norm_name, pooled
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Example, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,8 +51,14 @@ def score(
 ) -> dict[str, Tensor]:
     """Return the scores of all :func:`layers`, float64 (units,) on the CPU, for ``selection.of_units``."""
     scored = layers(name, model, units)
-    channels = registry.find("pruning.criteria", name).score(model, scored, batches, loss)
-    pairs = zip(scored, pooled(scored, channels), strict=True)
+    try:
+        channels = registry.find("pruning.criteria", name).score(model, scored, batches, loss)
+    except torch.linalg.LinAlgError as problem:  # type: ignore[attr-defined]
+        raise UserError(f"criterion={name}: feature maps are not finite ({problem})") from problem
+    pairs = list(zip(scored, pooled(scored, channels), strict=True))
+    for unit, own in pairs:
+        if not own.isfinite().all():
+            raise UserError(f"criterion={name}: layer {unit.layer!r} has scores that are not finite")
     return {unit.layer: own.cpu() for unit, own in pairs}
 
 
@@ -85,8 +91,9 @@ def mean_over_images(
             layer = model.get_submodule(source)
             hooks.enter_context(layer.register_forward_hook(partial(record, source)))
         for inputs, _ in batches:
-            model(inputs)
-            images += len(inputs)
+            call(model, inputs)
+            every = inputs.values() if isinstance(inputs, dict) else inputs
+            images += len(inputs if isinstance(inputs, Tensor) else next(iter(every)))
     if not images:
         raise UserError("batches: this criterion looks at feature maps and needs images, got none")
     return [totals[source] / images for source in sources]

@@ -31,7 +31,9 @@ def score(
     done = 0
     with eval_mode(model), torch.enable_grad():
         for inputs, labels in batches:
-            value = loss(functional_call(model, leaves, (inputs,)), labels)
+            named = inputs if isinstance(inputs, dict) else {}
+            own_inputs = inputs if isinstance(inputs, tuple) else () if named else (inputs,)
+            value = loss(functional_call(model, leaves, own_inputs, named), labels)
             gradients = torch.autograd.grad(value, list(leaves.values()))
             products = {n: leaves[n].detach().double() * g for n, g in zip(leaves, gradients, strict=True)}
             for unit, gate, total in zip(units, gates, totals, strict=True):
