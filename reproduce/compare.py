@@ -10,7 +10,7 @@ from lpslim.experiment.records import Record, Samples
 from lpslim.experiment.statistics import Summary, paired_difference, summary, verdict
 from reproduce.aggregate import Group, best, by_pair, grouped, named, outdated, setting
 from reproduce.markup import Line
-from reproduce.published import OURS, Row, dense_of, read
+from reproduce.published import OURS, TITLES, Row, dense_of, read
 
 # Points: smaller differences between methods are noise (docs/protocol.md); GLUE's development sets are small
 BAND, BANDS = 0.3, {"bert_glue": 1.0}
@@ -48,6 +48,15 @@ class Claim:
     group: Group | None = None
     measured: Mapping[str, Summary] = field(default_factory=dict)
     difference: float | None = None
+
+
+def every_claim(shown: Sequence[Record], protocol: str) -> dict[str, list[list[Claim]]]:
+    """Return, table by table, the claims of each published row."""
+    runs: dict[str, list[Record]] = {}
+    for record in shown:
+        runs.setdefault(record.experiment, []).append(record)
+    rows = {table: read(table) for table in TITLES}
+    return {table: [claims(row, own, runs, protocol) for row in own] for table, own in rows.items()}
 
 
 def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Claim]:

@@ -81,3 +81,9 @@ def _cells(head: str, value: Value) -> list[tuple[str, str | float | None]]:
     if isinstance(value, Summary):
         return [(head, value.mean), (f"{head} sd", value.sd)]
     return [(head, guarded(value) if isinstance(value, str) else value)]
+
+
+def heading(network: tuple[str, str], metric: str, shown: int = 0, of: int = 0) -> str:
+    """Return the title of a data set's and a network's results, of which so many are shown."""
+    title = f"{network[1]} on {network[0]}" + f" ({metric})" * (metric != "accuracy")
+    return title + f", best {shown} of {of}" * (shown < of)

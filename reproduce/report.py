@@ -20,7 +20,7 @@ from lpslim.experiment.records import Record
 from reproduce import figures, markup, plots, published
 from reproduce.aggregate import PROTOCOL, Group, best, by_pair, outdated, plain, run_command, slug, to_show
 from reproduce.aggregate import options as command_line
-from reproduce.compare import BAND, BANDS, FIGURE, TABLE, Claim, claims, pairs
+from reproduce.compare import BAND, BANDS, FIGURE, TABLE, Claim, every_claim, pairs
 from reproduce.details import details, identity
 from reproduce.findings import pair_line, verdict
 from reproduce.markup import Line
@@ -37,7 +37,8 @@ def page(found: Sequence[Record], protocol: str, with_outdated: bool = False) ->
     with matplotlib.style.context([figures.STYLE, STYLE]):
         drawn = figures.figures(shown, protocol)
         compared = [_compared(pair, groups, protocol, drawn) for pair, groups in by_pair(shown).items()]
-        paper = [_paper(table, shown, protocol, drawn) for table in TITLES]
+        answers = every_claim(shown, protocol)
+        paper = [_paper(table, own, protocol, drawn) for table, own in answers.items()]
     environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True, undefined=StrictUndefined)  # fmt: skip
     return environment.get_template("report.html").render(
@@ -54,13 +55,10 @@ def page(found: Sequence[Record], protocol: str, with_outdated: bool = False) ->
     )
 
 
-def _paper(table: str, shown: Sequence[Record], protocol: str, drawn: Mapping[str, Figure]) -> dict[str, Any]:
+def _paper(
+    table: str, answers: Sequence[Sequence[Claim]], protocol: str, drawn: Mapping[str, Figure]
+) -> dict[str, Any]:
     """Return what the page says of one table of the paper."""
-    rows = published.read(table)
-    runs: dict[str, list[Record]] = {}
-    for record in shown:
-        runs.setdefault(record.experiment, []).append(record)
-    answers = [claims(row, rows, runs, protocol) for row in rows]
     every = [claim for answer in answers for claim in answer]
     lines: dict[bool, list[Line]] = {True: [], False: []}
     for claim in every:
@@ -104,8 +102,7 @@ def _compared(
 ) -> dict[str, Any]:
     """Return what the page says of the methods that pruned one network on one data set."""
     shown, name, metric = best(groups, protocol, MOST), slug(network), groups[0].first.data.metric
-    title = f"{network[1]} on {network[0]}" + f" ({metric})" * (metric != "accuracy")
-    title += f", best {len(shown)} of {len(groups)}" * (len(shown) < len(groups))
+    title = markup.heading(network, metric, len(shown), len(groups))
     kinds = [kind for kind in (f"comparison_{name}", f"accuracy_vs_flops_{name}") if kind in drawn]
     caption = plain(drawn[kinds[0]].get_suptitle()).replace(r"\$", "$") if kinds else ""
     if kinds:

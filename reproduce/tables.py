@@ -9,10 +9,10 @@ from lpslim.base import files
 from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
-from reproduce import compare, markup, published
+from reproduce import compare, markup
 from reproduce.aggregate import PROTOCOL, Group, best, by_pair, how_to_run, named, progress, slug, to_show
 from reproduce.aggregate import options as command_line
-from reproduce.compare import BAND, BANDS, Claim, Pair, claims, footnote, is_short, pairs
+from reproduce.compare import BAND, BANDS, Claim, Pair, every_claim, footnote, is_short, pairs
 from reproduce.findings import answers, pair_line, verdict
 from reproduce.markup import Line, escaped, section
 from reproduce.published import TITLES
@@ -84,13 +84,9 @@ def documents(
     """Return tables and index page by their paths below results, blocks of pages by theirs, and a summary."""
     shown, left = to_show(found, protocol, outdated)
     remarks = [f"- {escaped(text)}\n" for text in left]
-    runs: dict[str, list[Record]] = {}
-    for record in shown:
-        runs.setdefault(record.experiment, []).append(record)
     pages, overview, paper, claimed = {}, [], [], []
-    for table, title in TITLES.items():
-        rows = published.read(table)
-        every = [claims(row, rows, runs, protocol) for row in rows]
+    for table, every in every_claim(shown, protocol).items():
+        title, rows = TITLES[table], [row[0].row for row in every]
         overview.append(overview_line(title, [row for row in every if row[0].row.experiment]))
         claimed += (flat := [claim for row in every for claim in row])
         lines = [published_line(claim) for claim in flat]
@@ -131,13 +127,11 @@ def _measured(
     measured: list[Line] = []
     sections, compared = [], []
     for network, groups in by_pair(shown).items():
-        metric = groups[0].first.data.metric
-        title = f"{network[1]} on {network[0]}" + f" ({metric})" * (metric != "accuracy")
+        metric, several = groups[0].first.data.metric, best(groups, protocol, MOST)
         lines = measured_lines(groups, protocol)
-        measured += [{"Network": title, **line} for line in lines]
-        if len(groups) > MOST:
-            title += f", best {MOST} of {len(groups)}"
-            lines = measured_lines(best(groups, protocol, MOST), protocol)
+        measured += [{"Network": markup.heading(network, metric), **line} for line in lines]
+        title = markup.heading(network, metric, len(several), len(groups))
+        lines = measured_lines(several, protocol)
         sections.append(f"### {escaped(title)}\n\n{section(lines)}")
         images = [name for name in sorted(figures) if name.endswith(f"_{slug(network)}")]
         sections += [f"![{name}](figures/{name}.png)" for name in images]
