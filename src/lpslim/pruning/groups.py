@@ -80,9 +80,8 @@ def _not_zero(model: nn.Module, example: Example, units: Sequence[Units], owners
         parameters[part.name].index_fill_(part.axis, part.channels, 0)
     for (name, reads, _), known in owners.items():
         if reads and name in modules:
-            modules[name].register_forward_pre_hook(
-                partial(_note_nonzero, known=known, nonzero=nonzero), with_kwargs=True
-            )
+            hook = partial(_note_nonzero, known=known, nonzero=nonzero)
+            modules[name].register_forward_pre_hook(hook, with_kwargs=True)
     for mode, inputs in comparison.runs:
         if mode == "evaluation":
             call(comparison.whole, inputs)

@@ -41,10 +41,9 @@ class Pruned:
             "parameters": (self.dense.params, self.pruned.params),
         }
         lines = [f"{name}: {a:,} -> {b:,} (-{100 * (1 - b / a):.2f} %)" for name, (a, b) in rows.items()]
-        if self.checked == ("evaluation",):
-            lines.append("compared in evaluation mode alone: the original does not run in training mode")
-        elif self.checked == ("training",):
-            lines.append("compared in training mode alone: in evaluation mode its outputs are not finite")
+        if len(self.checked) == 1:
+            why = "in the other the original does not run, or its outputs are not finite"
+            lines.append(f"compared in {self.checked[0]} mode alone: {why}")
         left = [f"left alone: {line}" for line in _grouped(self.left_alone)]
         return "\n".join([*lines, *left, f"{self.budget}: reached {self.reached:.4f}"])
 
@@ -91,16 +90,15 @@ def prune(
         given = f"coupled_floor={coupled_floor}, floor={floor}, round_to={round_to}"
         raise UserError(f"{given}: must be in [0, 1), and round_to 1 or more")
     if not isinstance(example, torch.Tensor | tuple | Mapping):
-        raise UserError(
-            f"example={example!r:.60}: must be a tensor, or a tuple or dict of the network's inputs"
-        )
+        raise UserError(f"example={example!r:.60}: must be a tensor, or a tuple or dict of inputs")
     if score_norm not in SCORE_NORMS:
         raise UserError(f"score_norm={score_norm}: must be one of {', '.join(SCORE_NORMS)}")
     key, value = only({"target_flops": target_flops, "target_params": target_params, "ratio": ratio})
     example = dict(example) if isinstance(example, Mapping) else example
     smaller, budget = _copied(model), Budget(**{key: value}, round_to=round_to)
-    with eval_mode(smaller), _uncalled(model):
-        survey = exactness.survey(smaller, example, protected, check=check, coupled=coupled)
+    with eval_mode(smaller):
+        with _uncalled(model):
+            survey = exactness.survey(smaller, example, protected, check=check, coupled=coupled)
         units = _remaining(survey.units, survey.left)
         dense = candidates(smaller, example, units, adjust=floor, floor=floor, coupled_floor=coupled_floor)
         dense.check(budget)
@@ -157,15 +155,16 @@ def _copied(model: nn.Module) -> nn.Module:
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise UserError(f"{kind}: a script cannot be cut: prune what it was made from, then script it")
-    if lacking := [
-        n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter) or p.is_meta
-    ]:
-        raise UserError(f"{lacking[0]}: has no values yet: run the network once, or load weights")
-    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in model.parameters()):
-        raise UserError(f"{kind}: torch.inference_mode() cannot be traced: build and prune it outside")
-    for parameter, value in model.named_parameters():
+    inference = f"{kind}: torch.inference_mode() cannot be traced: build and prune it outside"
+    if torch.is_inference_mode_enabled():
+        raise UserError(inference)
+    for name, value in model.named_parameters():
+        if isinstance(value, nn.UninitializedParameter) or value.is_meta:
+            raise UserError(f"{name}: has no values yet: run the network once, or load weights")
+        if value.is_inference():
+            raise UserError(inference)
         if not value.isfinite().all():
-            raise UserError(f"{parameter}: has values that are not finite, which no score can rank")
+            raise UserError(f"{name}: has values that are not finite, which no score can rank")
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point() and buffer.isnan().any():  # infinite ones are masks
             raise UserError(f"{name}: has values that are no numbers")
@@ -182,5 +181,6 @@ def _uncalled(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for module in model.modules():
-            hooks.enter_context(module.register_forward_pre_hook(refuse))
+            if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks, and is copied whole
+                hooks.enter_context(module.register_forward_pre_hook(refuse))
         yield
