@@ -85,7 +85,7 @@ def test_what_a_method_sets_cannot_be_given_beside_it():
 
 def test_the_papers_own_command_composes_and_defaults_are_those_of_the_released_code():
     words = ["model=resnet50", "dataset=imagenet", "p=5", "M=1", "rho=1.5e-3", "ratio=0.95", "adjust=0.45"]
-    config = configured(*words)
+    config = configured(*words, "model.weights=public", "baseline.epochs=0")
     assert (config.model.name, config.dataset.name) == ("resnet50", "imagenet")
     assert (config.p, config.M, config.rho, config.lamb) == (5, 1, 1.5e-3, 1e-4)
     assert (config.ratio, config.adjust, config.model.floor) == (0.95, 0.45, 0.3)
