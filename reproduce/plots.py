@@ -80,7 +80,7 @@ def pulled(panels: Sequence[Axes], drawn: Series) -> None:
         right.plot(100 * table["gap"], ms=4, **style)
         right.plot(100 * table["units"] / units, ":", ms=4, **style)
     left.set(xlabel="outer iteration", ylabel="accuracy (%)", title="as it is solid, as if cut now dashed")
-    right.set(xlabel="outer iteration", ylabel="%", yscale="log")
+    right.set(xlabel="outer iteration", ylabel="%", yscale="log", ylim=(1e-4, 200))  # less is set to zero
     right.set_title(r"$\|W-Z\|/\|W\|$ solid, units left dotted")
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
