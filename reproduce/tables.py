@@ -22,7 +22,7 @@ PLACE = {"depth": "Depth", "task": "Task", "row": "Row", "block": "Block", "meth
 CELLS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "score": "Score", "flops_drop": "FLOPs drop (%)",
          "params_drop": "Params drop (%)"}  # fmt: skip
 MOST = 50  # lines of a table of measurements on a page; the CSV file has all
-FRONT = ("comparison_cifar10_resnet20", "accuracy_vs_flops_cifar10_resnet56")  # README shows the first drawn
+FRONT = ("accuracy_vs_flops_cifar10_resnet56", "comparison_cifar10_resnet20")  # README shows the first drawn
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PAGES = Path(__file__).parent / "pages"
 
