@@ -43,7 +43,8 @@ def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
 
 def verdict(pairs: Sequence[Pair]) -> str:
     """Return in a sentence how Lp compares with no ADMM where there are enough seeds; empty if nowhere."""
-    found = [p.verdict for p in pairs if p.name == NO_ADMM and p.difference and p.difference.n >= SPREAD_FROM]
+    plain = [pair for pair in pairs if pair.theirs.first.method == NO_ADMM]
+    found = [p.verdict for p in plain if p.difference and p.difference.n >= SPREAD_FROM]
     if not found:
         return ""
     counts = Counter(found)

@@ -116,8 +116,8 @@ def test_a_regulariser_that_chooses_is_keyed_by_the_budget_and_there_is_no_score
 
 def test_one_schedule_spans_the_stage_and_the_fine_tune():
     both = ("lp_channels", "no_admm")
-    legs, alone = (trainings(composed(f"method={name}", "epoch_scale=2")) for name in both)
-    first, last = legs["sparsify"], legs["finetune"]
+    shared, alone = (trainings(composed(f"method={name}", "epoch_scale=2")) for name in both)
+    first, last = shared["sparsify"], shared["finetune"]
     assert (first.epochs, last.epochs) == (6, 20)
     assert (first.before, first.after, last.before, last.after) == (0, 20, 6, 0)
     assert (first.lr, first.label_smoothing) == (last.lr, last.label_smoothing) == (0.01, 0.1)

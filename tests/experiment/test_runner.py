@@ -192,7 +192,11 @@ def test_the_environment_states_the_source():
 def test_the_environment_does_not_state_a_repository_that_the_package_is_installed_into(
     monkeypatch, tmp_path
 ):
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "other.py").touch()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
     monkeypatch.setattr(runner, "__file__", str(tmp_path / "runner.py"))
     stated = runner.environment(SimpleNamespace(config=Config()))
     assert (stated["commit"], stated["dirty"]) == (None, False)

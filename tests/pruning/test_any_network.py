@@ -369,6 +369,12 @@ def closing():
     return model
 
 
+def closing_in_training():
+    norm, model = nn.BatchNorm2d(8), between(nn.Identity(), training=lambda net, y: norm(y))
+    model.norm = norm
+    return model
+
+
 def inferring():
     with torch.inference_mode():
         return between(nn.Identity())
@@ -387,11 +393,14 @@ REFUSED = {
     "masks": (lambda: between(l1_unstructured(conv(8, 8), "weight", 1)), r"cannot be copied .*prune\.rem"),
     "NaN": (lambda: between(nn.Identity()).apply(no_number), r"a\.weight: has values that are not finite"),
     "NaN in a buffer": (lambda: between(nn.BatchNorm2d(8)).apply(no_statistics),
-                        r"middle\.running_var: has values that are no numbers"),
+                        r"middle\.running_var: has values that are NaN"),
     "no values yet": (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), r"0\.weight: has no values yet"),
     "on meta": (lambda: between(nn.Identity()).to("meta"), r"a\.weight: has no values yet"),
     "a lock": (locked, r"cannot be copied \(cannot pickle .*lock"),
     "a closure": (closing, "Net: a function that it holds calls its modules"),
+    "a closure in training": (closing_in_training, "Net: a function that it holds calls its modules"),
+    "no statistics yet": (lambda: nn.Sequential(conv(3, 8), nn.LazyBatchNorm2d(affine=False)),
+                          r"1\.running_mean: has no values yet"),
     "inference": (inferring, r"torch\.inference_mode\(\).*outside"),
     "script": (lambda: torch.jit.script(conv(3, 8)), "a script cannot be cut"),
     "one input of two": (lambda: Net(lambda net, x, y: net.a(x) + y), "cannot follow.*'y'"),

@@ -159,6 +159,18 @@ def test_floors_protection_and_criteria_that_cannot_score_every_member():
     assert "t" in lpslim.prune(model, example, ratio=0.5, coupled=True, criterion="random").kept
 
 
+def test_a_layer_of_two_kinds_of_units_is_stored(tmp_path):
+    """Its channels are split, and each half is added to nothing of the other."""
+    model = Net(lambda net, x: net.f((net.d((y := net.c(x).relu())[:, :6]) + net.e(y[:, 6:])).mean((2, 3))),
+                c=conv(3, 12), d=conv(6, 8), e=conv(6, 8), f=fc(8, 4)).double()  # fmt: skip
+    pruned = lpslim.prune(model, IMAGE, ratio=0.4, coupled=True)
+    assert {"c", "c:2"} & pruned.kept.keys()
+    assert any(":" in name for name in pruned.kept)
+    lpslim.save(tmp_path / "network", pruned)
+    image = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.equal(lpslim.load(tmp_path / "network", model)(image), pruned.model.eval()(image))
+
+
 def test_what_is_left_alone_is_told_in_few_lines():
     model = torchvision.models.shufflenet_v2_x0_5(num_classes=7).eval()  # its shuffles cannot be followed
     pruned = lpslim.prune(model, torch.zeros(1, 3, 32, 32), target_flops=0.05)

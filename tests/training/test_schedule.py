@@ -46,7 +46,7 @@ def test_the_other_schedules_have_their_landmarks(settings, epochs, expected):
 
 
 @given(lengths, lengths, warmups, st.sampled_from(SCHEDULES), st.floats(0, 1))
-def test_legs_of_a_training_have_its_learning_rates(first, second, warmup, schedule, share):
+def test_stages_on_one_schedule_have_its_learning_rates(first, second, warmup, schedule, share):
     settings = {"lr": 0.1, "schedule": schedule, "warmup_epochs": warmup}
     whole = TrainConfig(epochs=first + second, **settings)
     one, two = (

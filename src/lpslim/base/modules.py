@@ -16,7 +16,8 @@ TOKEN = 5  # a token id that no vocabulary has for padding
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 REMEDY = (
     "take weight_norm, spectral_norm, parametrisations or masks off first (remove_parametrizations, "
-    "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils)"
+    "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils), and delete what a forward "
+    "pass has stored on it"
 )
 
 
@@ -54,9 +55,10 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a network; UserError, with the way out, if it cannot be copied.
+    """Return a copy of a network; UserError if it cannot be copied.
 
-    Results that a forward pass has left in it, such as features or an auxiliary loss, come without gradient.
+    Results that a forward pass has left on modules, by themselves or in a list, tuple or dict, are copied
+    without gradient.
     """
     made: dict[int, Any] = {}
     for module in model.modules():
@@ -78,7 +80,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Take away what is set on modules in the block, such as features that a forward pass stores there."""
+    """Take away what is set on modules in the block, such as features, but not what lists there gain."""
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         yield

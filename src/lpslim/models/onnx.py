@@ -87,8 +87,9 @@ def _exported(model: nn.Module, example: Example, path: Path) -> tuple[float, fl
             pairs.append((torch.from_numpy(value).double().flatten(), reference.cpu().double().flatten()))
     exported, reference = map(torch.cat, zip(*pairs, strict=True))
     different, finite = exported != reference, reference.isfinite()  # masked logits are -inf in both
-    difference = (exported - reference)[different].abs()
-    return difference.max().item() if len(difference) else 0.0, reference[finite].abs().max().item()
+    compared = (exported - reference)[different], reference[finite]
+    difference, largest = (values.abs().max().item() if len(values) else 0.0 for values in compared)
+    return difference, largest
 
 
 class _Positional(nn.Module):

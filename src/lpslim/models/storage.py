@@ -111,7 +111,7 @@ def save(folder: str | Path, pruned: "Pruned") -> None:
     try:
         traced = graph.Graph(pruned.model, _blank(described, pruned.model)).traced
         for layer in pruned.kept:
-            traced.outputs(layer)
+            traced.outputs(layer.partition(":")[0])  # "c:2" names the second kind of units of c
     except Exception as problem:  # whatever a network raises over zeros
         reason = f"on inputs of zeros, which load uses, its channels cannot be traced ({problem})"
         raise UserError(f"{name} cannot be saved: {reason}") from problem

@@ -99,6 +99,8 @@ class Comparison:
         """Return whether the network itself runs so; some take one batch size, or need labels to train."""
         try:
             return _comparable(_run(copy.deepcopy(self.whole).train(mode == "training"), inputs))
+        except UserError:  # the copy calls modules of the original
+            raise
         except Exception:  # whatever a network raises over inputs that it does not take
             return False
 

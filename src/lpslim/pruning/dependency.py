@@ -18,7 +18,8 @@ from lpslim.pruning.units import CONVOLUTIONS, ROOTS, Cut, is_depthwise, width_o
 
 logging.getLogger("torch_pruning").setLevel(logging.ERROR)
 
-# Operations that join the channels of several layers, by Torch-Pruning's names; sums of two or more tensors
+# Operations that join the channels of several layers, by Torch-Pruning's names; sums do where both operands
+# are computed (one with a number or a buffer has a single input in the graph)
 JOINING, SUMS = {"_ConcatOp", "_SplitOp"}, {"AddBackward0", "SubBackward0"}
 # Its errors over a network that it does not understand; RuntimeError is the network's own
 UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

@@ -12,12 +12,12 @@ from lpslim.base.errors import UserError
 from lpslim.base.modules import Example, call
 from lpslim.pruning.budget import Candidates
 from lpslim.pruning.check import Comparison
-from lpslim.pruning.cost import INSTANCE_NORMS
-from lpslim.pruning.units import BATCH_NORMS, Units, channel_axis
+from lpslim.pruning.cost import NORMS
+from lpslim.pruning.units import Units, channel_axis
 from lpslim.sparsity.channels import Slice
 
 Owners = dict[tuple[str, bool, int], dict[int, int]]  # (name, reads, axis) of a cut -> its index -> the unit
-REASON = "its channels are not zero when all that computes them is: its activation changes zero"
+REASON = "its channels are not zero when all that computes them is: an activation changes zero"
 
 
 def find(
@@ -32,7 +32,8 @@ def find(
     owners = _owners(candidates.units)
     left = _not_zero(model, example, candidates.units, owners) | _rescaled(model, candidates.units)
     if len(left) == len(candidates.units):
-        raise UserError(f"no layer can be silenced: {' or '.join({*left.values()})}")
+        reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in left.items())
+        raise UserError(f"no layer can be silenced:{reasons}")
     if left:
         candidates = candidates.without(list(left))
         owners = _owners(candidates.units)
@@ -91,12 +92,11 @@ def _not_zero(model: nn.Module, example: Example, units: Sequence[Units], owners
 
 def _rescaled(model: nn.Module, units: Sequence[Units]) -> dict[str, str]:
     """Return the layers behind which a norm without a scale makes small channels large again."""
-    norms = (*BATCH_NORMS, *INSTANCE_NORMS)
     return {
         unit.layer: f"{name!r}, a norm without a scale, makes its channels large again"
         for unit in units
         for name in unit.producers
-        if isinstance(norm := model.get_submodule(name), norms) and not norm.affine
+        if isinstance(norm := model.get_submodule(name), NORMS) and not norm.affine
     }
 
 
@@ -104,5 +104,5 @@ def _note_nonzero(
     module: nn.Module, inputs: Any, named: dict[str, Any], *, known: dict[int, int], nonzero: set[int]
 ) -> None:
     first = inputs[0] if inputs else named["input"]
-    left = first.movedim(channel_axis(module), 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
-    nonzero.update(known[i] for i in left if i in known)
+    live = first.movedim(channel_axis(module), 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    nonzero.update(known[i] for i in live if i in known)

@@ -42,7 +42,7 @@ class Pruned:
         }
         lines = [f"{name}: {a:,} -> {b:,} (-{100 * (1 - b / a):.2f} %)" for name, (a, b) in rows.items()]
         if len(self.checked) == 1:
-            why = "in the other the original does not run, or its outputs are not finite"
+            why = "in the other mode the original does not run, or has no finite output"
             lines.append(f"compared in {self.checked[0]} mode alone: {why}")
         left = [f"left alone: {line}" for line in _grouped(self.left_alone)]
         return "\n".join([*lines, *left, f"{self.budget}: reached {self.reached:.4f}"])
@@ -81,7 +81,8 @@ def prune(
         coupled: whether channels that are added to, or concatenated with, those of other layers go as well.
         protected: layers, modules with all that is in them, or globs, that keep every unit.
         round_to: layers keep a multiple of so many channels, or all; targets are then met only nearly.
-        check: whether to compare the result with the original, which takes a few forward passes.
+        check: whether to compare the result with the original, which takes a few forward passes; without it
+            a channel that meets a buffer, as in ``x + self.offset``, is cut, and the network fails.
 
     Raises:
         UserError: not exactly one budget, an unknown name, nothing to prune, or a target out of reach.
@@ -166,8 +167,10 @@ def _copied(model: nn.Module) -> nn.Module:
         if not value.isfinite().all():
             raise UserError(f"{name}: has values that are not finite, which no score can rank")
     for name, buffer in model.named_buffers():
-        if buffer.is_floating_point() and buffer.isnan().any():  # infinite ones are masks
-            raise UserError(f"{name}: has values that are no numbers")
+        if isinstance(buffer, nn.UninitializedBuffer) or buffer.is_meta:
+            raise UserError(f"{name}: has no values yet: run the network once, or load weights")
+        if buffer.layout == torch.strided and buffer.is_floating_point() and buffer.isnan().any():
+            raise UserError(f"{name}: has values that are NaN")  # infinite ones are masks
     return copied(model)
 
 

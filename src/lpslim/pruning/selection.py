@@ -101,7 +101,8 @@ def by_ratio(
 ) -> Kept:
     """Remove the units below the ``ratio`` quantile of all scores, as far as floors and rounding allow."""
     order = _order(scores)
-    widths = _widths(units, order[: int(ratio * len(order) + 1e-9)], least, round_to)
+    removed = int(ratio * len(order) + 1e-9)  # 0.29 * 100 is 29, not 28.999999999999996
+    widths = _widths(units, order[:removed], least, round_to)
     return strongest(units, scores, widths)
 
 

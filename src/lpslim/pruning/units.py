@@ -81,11 +81,11 @@ def regularised_weights(model: nn.Module) -> dict[str, Tensor]:
 
     A weight that layers share is there once, under the name of the first.
     """
-    weights: dict[int, tuple[str, Tensor]] = {}
+    weights: dict[Tensor, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, ROOTS):
-            weights.setdefault(id(module.weight), (f"{name}.weight", module.weight))
-    return dict(weights.values())
+            weights.setdefault(module.weight, f"{name}.weight")
+    return {name: weight for weight, name in weights.items()}
 
 
 def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:

@@ -146,8 +146,8 @@ class ChannelADMM(Regularizer):
                 raise UserError(f"no layer can lose channels: {self.left or 'none was found'}")
             candidates = budget.candidates(model, example, units, adjust=floor, floor=floor)
         self.every = candidates
-        self.candidates, self.slices, loud = groups.find(model, example, candidates)
-        self.left |= loud
+        self.candidates, self.slices, alone = groups.find(model, example, candidates)
+        self.left |= alone
         self.candidates.check(self.budget)
         self.iterations, self.per_epoch = epochs * updates_per_epoch, updates_per_epoch
         self.ramp, self.growth, self.rho = max(1, round(ramp * self.iterations)), growth, rho

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import eval_mode
+from lpslim.base.modules import attributes_kept, eval_mode
 from lpslim.pruning.criteria import Batches, Loss
 from lpslim.pruning.units import Units, norm_name, parameters_of, pooled
 
@@ -29,11 +29,10 @@ def score(
     leaves = {name: own[name].detach().requires_grad_() for name in names}  # frozen or not
     totals = [torch.zeros(unit.size, dtype=torch.float64) for unit in units]
     done = 0
-    with eval_mode(model), torch.enable_grad():
+    with attributes_kept(model), eval_mode(model), torch.enable_grad():
         for inputs, labels in batches:
-            named = inputs if isinstance(inputs, dict) else {}
-            own_inputs = inputs if isinstance(inputs, tuple) else () if named else (inputs,)
-            value = loss(functional_call(model, leaves, own_inputs, named), labels)
+            positional, named = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+            value = loss(functional_call(model, leaves, positional, named), labels)
             gradients = torch.autograd.grad(value, list(leaves.values()))
             products = {n: leaves[n].detach().double() * g for n, g in zip(leaves, gradients, strict=True)}
             for unit, gate, total in zip(units, gates, totals, strict=True):
