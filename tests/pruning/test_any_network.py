@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from types import SimpleNamespace
 
@@ -121,15 +122,17 @@ def silenced(model, pruned):
     for unit in pruned.units:
         gone = torch.ones(unit.groups, unit.size, dtype=torch.bool)
         gone[:, pruned.kept[unit.layer]] = False
+        hook = partial(zeros, gone.flatten().nonzero().flatten())
         for name in unit.consumers:
-
-            def zeros(layer, inputs, named, index=gone.flatten().nonzero().flatten()):  # noqa: B008
-                axis = -1 - len(getattr(layer, "kernel_size", ()))
-                first, *others = (*inputs, *named.values())
-                return (first.index_fill(axis, index, 0), *others), {}
-
-            model.get_submodule(name).register_forward_pre_hook(zeros, with_kwargs=True)
+            model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
     return model
+
+
+def zeros(index, layer, inputs, named):
+    """Return a layer's inputs with zeros in these channels."""
+    axis = -1 - len(getattr(layer, "kernel_size", ()))
+    first, *others = (*inputs, *named.values())
+    return (first.index_fill(axis, index, 0), *others), {}
 
 
 def draw(example):

@@ -90,7 +90,7 @@ REFUSED = {
     ),
     "NaN maps": (
         {"ratio": 0.5, "criterion": "hrank", "batches": NAN},
-        "criterion=hrank: feature maps are not",
+        "batches: the feature maps of 'layer1.0.bn1' are",
     ),
     "protected": ({"ratio": 0.5, "protected": ["layer9"]}, "protected: the network has no 'layer9'"),
     "everything": ({"ratio": 0.5, "protected": LAYERS}, "no layer can lose channels"),

@@ -159,16 +159,16 @@ def _copied(model: nn.Module) -> nn.Module:
     inference = f"{kind}: torch.inference_mode() cannot be traced: build and prune it outside"
     if torch.is_inference_mode_enabled():
         raise UserError(inference)
-    for name, value in model.named_parameters():
-        if isinstance(value, nn.UninitializedParameter) or value.is_meta:
+    lazy = (nn.UninitializedParameter, nn.UninitializedBuffer)
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(value, lazy) or value.is_meta:
             raise UserError(f"{name}: has no values yet: run the network once, or load weights")
-        if value.is_inference():
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
             raise UserError(inference)
-        if not value.isfinite().all():
+        if not parameter.isfinite().all():
             raise UserError(f"{name}: has values that are not finite, which no score can rank")
     for name, buffer in model.named_buffers():
-        if isinstance(buffer, nn.UninitializedBuffer) or buffer.is_meta:
-            raise UserError(f"{name}: has no values yet: run the network once, or load weights")
         if buffer.layout == torch.strided and buffer.is_floating_point() and buffer.isnan().any():
             raise UserError(f"{name}: has values that are NaN")  # infinite ones are masks
     return copied(model)

@@ -51,10 +51,7 @@ def score(
 ) -> dict[str, Tensor]:
     """Return the scores of all :func:`layers`, float64 (units,) on the CPU, for ``selection.of_units``."""
     scored = layers(name, model, units)
-    try:
-        channels = registry.find("pruning.criteria", name).score(model, scored, batches, loss)
-    except torch.linalg.LinAlgError as problem:  # type: ignore[attr-defined]
-        raise UserError(f"criterion={name}: feature maps are not finite ({problem})") from problem
+    channels = registry.find("pruning.criteria", name).score(model, scored, batches, loss)
     pairs = list(zip(scored, pooled(scored, channels), strict=True))
     for unit, own in pairs:
         if not own.isfinite().all():
@@ -77,13 +74,15 @@ def mean_over_images(
 
     A layer's maps are its output after the batch-norm that follows it (if one does) and a ReLU, whatever
     activation the network itself has. batches: images (B, C, H, W) with labels, which are not used; UserError
-    if there are none. measure: maps (B, c, H, W) -> (B, c).
+    if there are none, or if maps are not finite. measure: maps (B, c, H, W) -> (B, c).
     """
     sources = [norm_name(model, unit) or unit.layer for unit in units]
     totals = {source: torch.zeros((), dtype=torch.float64) for source in sources}
     images = 0
 
     def record(source: str, _: nn.Module, __: Any, maps: Tensor) -> None:
+        if not maps.isfinite().all():
+            raise UserError(f"batches: the feature maps of {source!r} are not finite")
         totals[source] = totals[source] + measure(F.relu(maps)).double().sum(dim=0).cpu()
 
     with eval_mode(model), ExitStack() as hooks:
