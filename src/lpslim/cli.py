@@ -185,7 +185,8 @@ def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> st
         for key, word in typed.items():
             if missing.startswith(f"{key}/") or word.endswith(("=", "=null")):
                 files = (path.relative_to(conf / key) for path in (conf / key).rglob("[!_]*.yaml"))
-                choices = sorted({*(str(path.with_suffix("")) for path in files), *(known or ())})
+                names = {*(str(path.with_suffix("")) for path in files), *(known or ())}
+                choices = sorted(name for name in names if name[0] != "_")  # bases of others
                 if word.partition("=")[2] in choices:  # a preset is there, but not Hydra's plug-in for it
                     return f"{word}: needs Hydra's plug-in {missing}"
                 return f"{word}: must be one of {', '.join(choices)}"

@@ -1,11 +1,10 @@
 """Published tables: every row of the paper's method has one experiment file, which says what the row says."""
 
 import pytest
-from omegaconf import OmegaConf
 
 from reproduce import published
 from reproduce.published import TITLES, dense_of, read, rows_of
-from tests.composing import CONF
+from tests.composing import CONF, composed
 
 EXPERIMENTS = CONF / "experiment"
 ROWS = [row for table in TITLES for row in read(table)]
@@ -22,15 +21,12 @@ def test_every_row_of_ours_has_one_experiment_file_and_the_other_way_round():
 
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.experiment)
 def test_an_experiment_file_says_what_its_row_says(row):
-    content = OmegaConf.to_container(OmegaConf.load(EXPERIMENTS / f"{row.experiment}.yaml"))
-    chosen = {key: value for choice in content["defaults"] for key, value in choice.items()}
+    config = composed(f"experiment={row.experiment}")
     model = f"resnet{row.place['depth']}" if "depth" in row.place else row.table.split("_")[0]
-    assert chosen["override /model"] == model
-    assert chosen["override /dataset"] == row.table.split("_")[-1]
-    assert chosen["override /schedule"] == {"cos": "cosine", "step": "step"}[row.place["schedule"]]
-    assert content["name"] == row.experiment
-    assert 100 * content["target_flops"] == pytest.approx(float(row.cells["flops_drop"]))
-    assert content["finetune"] == {"epochs": int(row.place["finetune_epochs"])}
+    assert (config.model.name, config.dataset.name) == (model, row.table.split("_")[-1])
+    assert config.finetune.schedule == {"cos": "cosine", "step": "step"}[row.place["schedule"]]
+    assert config.finetune.epochs == int(row.place["finetune_epochs"])
+    assert 100 * config.target_flops == pytest.approx(float(row.cells["flops_drop"]))
 
 
 def test_glue_is_one_row_per_task_and_method():
