@@ -39,7 +39,7 @@ class Group:
     @property
     def n(self) -> str:
         """Number of runs in its means, and of those that diverged, such as ``3`` or ``2 (+1 diverged)``."""
-        return f"{len(self.runs)}" + f" (+{len(self.diverged)} diverged)" * bool(self.diverged)
+        return f"{len(self.runs)}" + (f" (+{len(self.diverged)} diverged)" if self.diverged else "")
 
     @property
     def failure(self) -> str:
@@ -115,7 +115,9 @@ def outdated(record: Record) -> str:
     """Return where today's code or counting rule differs from a record's; empty if nowhere."""
     old = sorted(record.versions.items() - VERSIONS.items())
     reasons = [f"{stage} by code version {version}, now {VERSIONS.get(stage)}" for stage, version in old]
-    return "; ".join(reasons + [f"counted by another rule: {record.cost.rule}"] * (record.cost.rule != RULE))
+    if record.cost.rule != RULE:
+        reasons.append(f"counted by another rule: {record.cost.rule}")
+    return "; ".join(reasons)
 
 
 def to_show(records: Sequence[Record], protocol: str, keep: bool) -> tuple[list[Record], list[str]]:
@@ -143,7 +145,8 @@ def run_command(experiment: str) -> str:
 def how_to_run(table: str) -> str:
     """Return the command that measures a row of a published table, with a place for the row's name."""
     small = ", ".join(sorted(name.partition("/")[2] for name in FIVE_SEEDS if name.startswith(f"{table}/")))
-    return f"`{run_command(f'{table}/<row>')}`" + f" (`seed=0,1,2,3,4` for {small})" * bool(small)
+    more = f" (`seed=0,1,2,3,4` for {small})" if small else ""
+    return f"`{run_command(f'{table}/<row>')}`{more}"
 
 
 def progress(rows: Path, records: Iterable[Record]) -> str:
@@ -154,7 +157,7 @@ def progress(rows: Path, records: Iterable[Record]) -> str:
     missing = [name for name in names if name not in ended]
     lost = sorted(f"{record.experiment} seed={record.seed}" for record in own if record.diverged)
     parts = [f"{rows.name}: {len(names) - len(missing)} of {len(names)} rows have a record"]
-    parts += [f"none: {', '.join(missing)}"] * bool(missing) + [f"diverged: {', '.join(lost)}"] * bool(lost)
+    parts += [f"{word}: {', '.join(some)}" for word, some in (("none", missing), ("diverged", lost)) if some]
     return "; ".join(parts)
 
 
@@ -164,7 +167,7 @@ def named(groups: Sequence[Group]) -> list[tuple[str, Group]]:
     for group in groups:
         alike.setdefault(group.first.method, []).append(group)
     pairs = [
-        (", ".join([method, *details]) + " †" * bool(outdated(group.first)), group)
+        (", ".join([method, *details]) + (" †" if outdated(group.first) else ""), group)
         for method, members in alike.items()
         for group, details in zip(members, _details([group.first for group in members]), strict=True)
     ]

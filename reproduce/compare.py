@@ -78,7 +78,7 @@ def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Cla
     for group in best(grouped(run for run in every if run.differs), protocol, MOST):
         changed = ", ".join(setting(key, ours) for key, (_, ours) in sorted(group.first.differs.items()))
         how = f"short: {changed}, not judged" if is_short(group.first) else f"other settings: {changed}"
-        status = how + f"; {group.failure}" * (not group.runs)
+        status = how if group.runs else f"{how}; {group.failure}"
         judged.append(Claim(row, status, group, _measured(row, group, protocol)))
     return judged if configured else [Claim(row, "not run"), *judged]
 

@@ -31,8 +31,8 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
     for pair, every in by_pair(run for run in shown if not run.diverged).items():
         groups = best(every, protocol, plots.MOST)
         pairs, title = named(groups), f"{pair[1]} on {pair[0]}"
-        title += f", best {len(groups)} of {len(every)}" * (len(groups) < len(every))
-        title += " († measured by older code)" * any("†" in name for name, _ in pairs)
+        title += f", best {len(groups)} of {len(every)}" if len(groups) < len(every) else ""
+        title += " († measured by older code)" if any("†" in name for name, _ in pairs) else ""
         if admm := _alike(pairs, lambda r: any(map(ADMM.issubset, r.convergence)) and r.groups["sparsify"]):
             made[f"residuals_{slug(pair)}"] = figure = _figure(f"Convergence of the ADMM, {title}", 2)
             plots.convergence(figure.axes, admm)

@@ -36,7 +36,7 @@ def condensed(lines: Sequence[Line]) -> tuple[pd.DataFrame, str]:
         cells = list(dict.fromkeys(table[head]))
         filled = [cell for cell in cells if cell != "-"]
         if head not in ALWAYS and len(filled if head in ONCE else cells) <= 1:
-            equal[head] = "".join(filled) + " where measured" * (len(cells) > len(filled) > 0)
+            equal[head] = "".join(filled) + (" where measured" if len(cells) > len(filled) > 0 else "")
     said = [f"{head}: {cell}" for head, cell in equal.items() if cell]
     return table.drop(columns=list(equal)), f"In all rows: {'; '.join(said)}." if said else ""
 
@@ -46,7 +46,7 @@ def section(lines: Sequence[Line]) -> str:
     if not lines:
         return "Nothing has been measured for it yet."
     table, remark = condensed(lines)
-    return markdown(table) + f"\n\n{escaped(remark)}" * bool(remark)
+    return markdown(table) + (f"\n\n{escaped(remark)}" if remark else "")
 
 
 def escaped(text: str) -> str:
@@ -68,7 +68,7 @@ def markdown(table: pd.DataFrame) -> str:
 def latex(lines: Sequence[Line]) -> str:
     """Return a LaTeX table for the package booktabs, with what is equal in all lines as a comment."""
     table, remark = condensed(lines)
-    return table.to_latex(index=False, escape=True) + f"% {remark}\n" * bool(remark)
+    return table.to_latex(index=False, escape=True) + (f"% {remark}\n" if remark else "")
 
 
 def csv(lines: Sequence[Line]) -> str:
@@ -85,5 +85,5 @@ def _cells(head: str, value: Value) -> list[tuple[str, str | float | None]]:
 
 def heading(network: tuple[str, str], metric: str, shown: int = 0, of: int = 0) -> str:
     """Return the title of a data set's and a network's results, of which so many are shown."""
-    title = f"{network[1]} on {network[0]}" + f" ({metric})" * (metric != "accuracy")
-    return title + f", best {shown} of {of}" * (shown < of)
+    title = f"{network[1]} on {network[0]}" + (f" ({metric})" if metric != "accuracy" else "")
+    return title + (f", best {shown} of {of}" if shown < of else "")

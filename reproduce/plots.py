@@ -141,7 +141,8 @@ def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> No
     lines: list[Any] = [(row.accuracy, None, [], _published(row), HOLLOW) for row in rows]
     for group, label, _ in drawn:
         kind = {"label": literal(group.first.kind), **marks(KINDS.get(group.first.kind, len(KINDS)))}
-        lines.append((*_spread(group, protocol), label + f" (n={len(group.runs)})" * (len(counts) > 1), kind))
+        name = f"{label} (n={len(group.runs)})" if len(counts) > 1 else label
+        lines.append((*_spread(group, protocol), name, kind))
     lines.sort(key=lambda line: line[0])
     for place, (mean, error, seeds, _, style) in enumerate(lines):
         axes.errorbar(mean, place, xerr=error, ms=7, ls="none", zorder=4, **style)
@@ -149,7 +150,8 @@ def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> No
     _dense(axes.axvline, [group for group, *_ in drawn], protocol)
     axes.set_yticks(range(len(lines)), [name for *_, name, _ in lines])
     note = f", n = {min(counts)}" if len(counts) == 1 else ""
-    note += "; dots: seeds" * (max(counts) > 1) + ", bar: 95 % interval" * (max(counts) >= SPREAD_FROM)
+    note += "; dots: seeds" if max(counts) > 1 else ""
+    note += ", bar: 95 % interval" if max(counts) >= SPREAD_FROM else ""
     axes.set(xlabel=f"test {drawn[0][0].first.data.metric} (%){note}", ylim=(-0.7, len(lines) - 0.3))
     axes.margins(x=0.08)
 

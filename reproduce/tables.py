@@ -103,7 +103,7 @@ def documents(
             paper.append(f"\n### {title}\n\n{section(ours)}\n")
     measured, sections, compared = _measured(shown, protocol, figures)
     table, judged = markup.markdown(markup.texts(overview)), verdict(compared)
-    block = page("overview", protocol, table=table, verdict=f"\n**{judged}**\n" * bool(judged))
+    block = page("overview", protocol, table=table, verdict=f"\n**{judged}**\n" if judged else "")
     front = [f"\n![{name}](results/figures/{name}.png)\n" for name in FRONT if name in figures][:1]
     blocks = {"README.md": block + "".join(front), "docs/findings.md": answers(compared[:MOST], claimed)}
     lines = [pair_line(pair) for pair in compared]
@@ -111,7 +111,8 @@ def documents(
     if found_drops := compare.drop_lines(compare.drops(shown, protocol)):
         pages |= written("drops", found_drops)
         paper.append(page("drops", protocol, table=section(found_drops)))
-        paper += [f"\n![{compare.FIGURE}](figures/{compare.FIGURE}.png)\n"] * (compare.FIGURE in figures)
+        if compare.FIGURE in figures:
+            paper.append(f"\n![{compare.FIGURE}](figures/{compare.FIGURE}.png)\n")
     parts = {"overview": block, "paper": "".join(paper), "pairs": section(lines[:MOST])}
     pages["README.md"] = page("index", protocol, remarks, **parts)
     pages["README.md"] += "".join(f"\n{part}\n" for part in sections)

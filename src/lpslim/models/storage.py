@@ -171,7 +171,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     own = network.state_dict()
     if faults := weights.misfits(stored, own):
         cut = model and any(n in own and len(v) < len(own[n]) for n, v in stored.items() if v.ndim)
-        hint = "; if it was made from a network that was itself pruned, give that one as model" * bool(cut)
+        hint = "; if it was made from a network that was itself pruned, give that one as model" if cut else ""
         raise UserError(f"{path}: does not fit {DESCRIPTION}: {faults}{hint}")
     for name, value in stored.items():  # into the network's dictionary, which knows the modules' versions
         own[name] = value.to(own[name].dtype, copy=True).contiguous()  # a copy that no file backs
