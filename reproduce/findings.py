@@ -16,7 +16,7 @@ QUESTIONS = {
     "L1": "The ADMM with an L1 penalty",
     "random, same widths": "Random channels at the same widths",
 }
-OTHER, PUBLISHED, COURSE = "Every other method", "The published figures", "Z in the course of the ADMM"
+OTHER, PUBLISHED, COURSE = "Other methods", "The published figures", "Z in the course of the ADMM"
 
 
 def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
@@ -24,14 +24,16 @@ def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
 
     The latter of each network on the data set with most seeds.
     """
-    headings = (*QUESTIONS.values(), OTHER, PUBLISHED, COURSE)
-    parts: dict[str, list[Line]] = {heading: [] for heading in headings}
+    parts: dict[str, list[Line]] = {heading: [] for heading in QUESTIONS.values()}
     for pair in pairs:
-        parts[QUESTIONS.get(pair.theirs.first.method, OTHER)].append(pair_line(pair))
+        line, question = pair_line(pair), QUESTIONS.get(pair.theirs.first.method)
+        heading = question or f"{OTHER}: {line.pop('Network')}"
+        parts.setdefault(heading, []).append(line)
+    parts |= {PUBLISHED: [], COURSE: []}
     for claim in claims:
         row, group = claim.row, claim.group
         if group and row.experiment and (is_short(group.first) or not group.first.differs):
-            line: Line = {"Row": row.experiment, "Published": row.cells[row.column]}
+            line = {"Row": row.experiment, "Published": row.cells[row.column]}
             line |= {"Measured": claim.measured.get(row.column), "n": group.n}
             parts[PUBLISHED].append({**line, "Difference": claim.difference, "Status": claim.status})
     most: dict[str, Group] = {}
@@ -61,9 +63,9 @@ def pair_line(pair: Pair) -> Line:
     mean, half, n = (found.mean, found.half, str(found.n)) if found else (None, None, None)
     low, high = (None, None) if mean is None or half is None else (mean - half, mean + half)
     return {
-        "Network": f"{ours.config['model']['name']}, {ours.data.name}",
+        "Network": _network(pair.ours),
         "Budget": target(ours),
-        "Epochs, Lp / other": "{} / {}".format(*lengths),
+        "Epochs": " / ".join(map(str, dict.fromkeys(lengths))),
         "Against": pair.name,
         **dict(zip(("Lp minus other (points)", "95 % from", "to", "n"), (mean, low, high, n), strict=True)),
         "Verdict": pair.verdict,
@@ -72,8 +74,12 @@ def pair_line(pair: Pair) -> Line:
 
 def course_line(group: Group) -> Line:
     """Return a line on a configuration's Z after each outer iteration, mean over seeds."""
-    line: Line = {"Network": f"{group.first.config['model']['name']}, {group.first.data.name}"}
+    line: Line = {"Network": _network(group)}
     for key, head in (("sparsity", "Zeros in Z (%)"), ("capped", "Capped (%)")):
         shares = zip(*([row.get(key, nan) for row in run.convergence] for run in group.runs), strict=False)
         line[head] = " / ".join(f"{100 * fmean(share):.1f}" for share in shares)
     return {**line, "n": group.n}
+
+
+def _network(group: Group) -> str:
+    return f"{group.first.config['model']['name']}, {group.first.data.name}"
