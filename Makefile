@@ -10,6 +10,8 @@ SEEDS ?= $(if $(filter smoke,$(PROFILE)),0,0$(comma)1$(comma)2)
 WORK ?= outputs
 # a smoke run proves the path: its records stay out of results/
 RESULTS ?= $(if $(filter smoke,$(PROFILE)),$(WORK)/smoke,results)
+# what tables, plots, report and verify read
+SHOWN = $(if $(filter file,$(origin RESULTS)),results,$(RESULTS))
 
 # for `set -o pipefail`: the output of a sweep goes through tee, and its exit code must not be lost
 SHELL := /bin/bash
@@ -57,7 +59,7 @@ reproduce-tables: setup  ## all four of them, one after the other; PROFILE=smoke
 	@ended=0; for rows in $(TABLES); do $(MAKE) --no-print-directory run-rows ROWS=$$rows || ended=$$?; done; \
 	$(MAKE) --no-print-directory count-rows ROWS='$(TABLES)'; exit $$ended
 
-compare: setup  ## every rival and control at the paper's ResNet-56 row (58.6 %); PROFILE=smoke|short|paper
+compare: setup  ## all rivals and controls but the two of lp_channels at the paper's ResNet-56 row (58.6 %); PROFILE=smoke|short|paper
 	@$(MAKE) --no-print-directory run-rows ROWS=compare
 
 FOLDERS = results_dir=$(RESULTS) work_dir=$(WORK)
@@ -86,20 +88,20 @@ count-rows:
 	--rows $(addprefix conf/experiment/,$(ROWS))
 
 tables: setup  ## render every table from the records in results/ (PROTOCOL=last|val|paper, OUTDATED=1)
-	$(BIN)/python -m reproduce.tables --results results --protocol $(PROTOCOL) --readme README.md $(if $(OUTDATED),--outdated)
+	$(BIN)/python -m reproduce.tables --results $(SHOWN) --protocol $(PROTOCOL) --readme README.md $(if $(OUTDATED),--outdated)
 
 plots: setup  ## draw every figure from the records in results/ (PROTOCOL=last|val|paper, OUTDATED=1)
-	$(BIN)/python -m reproduce.figures --results results --protocol $(PROTOCOL) $(if $(OUTDATED),--outdated)
+	$(BIN)/python -m reproduce.figures --results $(SHOWN) --protocol $(PROTOCOL) $(if $(OUTDATED),--outdated)
 
 report: $(VENV)/.report  ## a page of all results, results/index.html, that opens from the disk (PROTOCOL=, OUTDATED=1)
-	$(BIN)/python -m reproduce.report --results results --protocol $(PROTOCOL) $(if $(OUTDATED),--outdated)
+	$(BIN)/python -m reproduce.report --results $(SHOWN) --protocol $(PROTOCOL) $(if $(OUTDATED),--outdated)
 
 $(VENV)/.report: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[report]'
 	touch $@
 
 verify: setup  ## are records and stored stages what was written?
-	$(BIN)/python -m lpslim.experiment.verify --results results --work-dir $(WORK)
+	$(BIN)/python -m lpslim.experiment.verify --results $(SHOWN) --work-dir $(WORK)
 
 # parts of others, and those that take hours or data
 APART = timing silenced zoo zoo_page streams

@@ -1,4 +1,4 @@
-"""Groups of runs over seeds, records whose key of a stage without the seed is the same, and their names."""
+"""Cells of tables: records grouped by everything but the seed, and the names of these groups."""
 
 import re
 from argparse import ArgumentParser
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lpslim.base.errors import UserError
-from lpslim.experiment.config import IGNORED_KEYS, flat
+from lpslim.experiment.config import IGNORED_KEYS, KINDS, flat
 from lpslim.experiment.records import RULE, VERSIONS, Record
 from lpslim.experiment.statistics import Summary, summary
 from reproduce.published import TITLES
 
-KINDS = {"ADMM": 0, "rival": 1, "control": 2, "unstructured": 3}  # of methods: their order; others come last
+ORDER = {kind: place for place, kind in enumerate(KINDS)}  # of methods in tables; other kinds come last
 PROTOCOL = {
     "last": "after the last epoch",
     "val": "at the epoch that is best on the validation split",
@@ -131,7 +131,7 @@ def to_show(records: Sequence[Record], protocol: str, keep: bool) -> tuple[list[
     remarks = [f"{verb}: {name} ({reason})" for name, reason in old]
     current = [record for record, reason in pairs if keep or not reason]
     shown = [record for record in current if all(protocol in by for by in record.accuracy.values())]
-    lacking = sorted({record.experiment for record in current} - {record.experiment for record in shown})
+    lacking = sorted({record.experiment for record in current if record not in shown})
     remarks += [f"Left out: {name} (no validation split, so no protocol={protocol})" for name in lacking]
     return shown, remarks
 
@@ -171,7 +171,7 @@ def named(groups: Sequence[Group]) -> list[tuple[str, Group]]:
         for method, members in alike.items()
         for group, details in zip(members, _details([group.first for group in members]), strict=True)
     ]
-    return sorted(pairs, key=lambda pair: (KINDS.get(pair[1].first.kind, len(KINDS)), pair[0]))
+    return sorted(pairs, key=lambda pair: (ORDER.get(pair[1].first.kind, len(ORDER)), pair[0]))
 
 
 def _details(records: Sequence[Record]) -> list[list[str]]:
@@ -180,7 +180,7 @@ def _details(records: Sequence[Record]) -> list[list[str]]:
     Where none of these does, its key.
     """
     rows = [r.experiment.rpartition("/")[2] + scaled(r) for r in records if is_row(r)]
-    if 1 < len(records) == len(set(rows)):
+    if len(records) > 1 and len(records) == len(rows) == len(set(rows)):
         return [[row] for row in rows]
     whole = [
         {**r.config, "seed": 0, "data": r.data.source, "code": list(r.versions.values()), "rule": r.cost.rule}

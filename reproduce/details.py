@@ -14,6 +14,7 @@ import yaml
 from lpslim.experiment.config import IGNORED_KEYS, flat
 from lpslim.experiment.records import Record
 from reproduce.aggregate import WORDS, outdated
+from reproduce.compare import DEFAULTS
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 METHOD = {"regularizer", "criterion", "retrain", "granularity"}
@@ -59,7 +60,8 @@ def command(run: Record) -> str:
     of_method = any(key.split(".")[0] in METHOD for key in changed)  # an experiment's method fixes these
     if of_method or not (EXPERIMENTS / f"{run.experiment}.yaml").is_file():
         kept = IGNORED_KEYS - {"name", "dataset.source"}
-        chosen, changed = [], {key: [None, own] for key, own in flat(run.config) if key not in kept}
+        settings = {**DEFAULTS, **dict(flat(run.config))}  # a setting may be younger than a record
+        chosen, changed = [], {key: [None, own] for key, own in settings.items() if key not in kept}
     chosen += [f"{'++' * ('options.' in key)}{key}={_typed(own)}" for key, (_, own) in changed.items()]
     return shlex.join(["python", "run.py", *chosen])
 

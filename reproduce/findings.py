@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from math import nan
 from statistics import fmean
 
 from lpslim.experiment.statistics import SPREAD_FROM
@@ -22,7 +21,7 @@ OTHER, PUBLISHED, COURSE = "Other methods", "The published figures", "Z in the c
 def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
     """Return the paper's method beside the others and beside what was published, and what its Z does.
 
-    The latter of each network on the data set with most seeds.
+    The last table has a line per network: its data set with most seeds.
     """
     parts: dict[str, list[Line]] = {heading: [] for heading in QUESTIONS.values()}
     for pair in pairs:
@@ -65,9 +64,12 @@ def pair_line(pair: Pair) -> Line:
     return {
         "Network": _network(pair.ours),
         "Budget": target(ours),
-        "Epochs": " / ".join(map(str, dict.fromkeys(lengths))),
+        "Epochs after dense": " / ".join(map(str, dict.fromkeys(lengths))),
         "Against": pair.name,
-        **dict(zip(("Lp minus other (points)", "95 % from", "to", "n"), (mean, low, high, n), strict=True)),
+        "Lp minus other (points)": mean,
+        "95 % from": low,
+        "to": high,
+        "n": n,
         "Verdict": pair.verdict,
     }
 
@@ -76,7 +78,7 @@ def course_line(group: Group) -> Line:
     """Return a line on a configuration's Z after each outer iteration, mean over seeds."""
     line: Line = {"Network": _network(group)}
     for key, head in (("sparsity", "Zeros in Z (%)"), ("capped", "Capped (%)")):
-        shares = zip(*([row.get(key, nan) for row in run.convergence] for run in group.runs), strict=False)
+        shares = zip(*([row[key] for row in run.convergence] for run in group.runs), strict=False)
         line[head] = " / ".join(f"{100 * fmean(share):.1f}" for share in shares)
     return {**line, "n": group.n}
 

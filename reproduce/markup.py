@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lpslim.experiment.statistics import Summary
+from lpslim.experiment.statistics import ROUNDING, Summary
 from reproduce.aggregate import plain
 
 Value = str | float | Summary | None  # None: there is nothing to show
@@ -20,7 +20,9 @@ def words(value: Value) -> str:
     if isinstance(value, Summary):
         return value.text()
     if isinstance(value, float):
-        return f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
+        if abs(value) < ROUNDING:
+            return "+0.00"
+        return f"{value:+.2f}" if round(value, 2) else f"{value:+.1g}"  # -0.004 is no zero
     return "-" if value is None else plain(value)
 
 
@@ -73,14 +75,17 @@ def latex(lines: Sequence[Line]) -> str:
 
 def csv(lines: Sequence[Line]) -> str:
     """Return CSV with unrounded numbers, and the standard deviation beside a measured mean."""
-    rows = [dict(cell for head in line for cell in _cells(head, line[head])) for line in lines]
+    spread = {head for line in lines for head, value in line.items() if isinstance(value, Summary)}
+    rows = [
+        dict(cell for head in line for cell in _cells(head, line[head], head in spread)) for line in lines
+    ]
     return pd.DataFrame(rows, dtype=object).to_csv(index=False)
 
 
-def _cells(head: str, value: Value) -> list[tuple[str, str | float | None]]:
-    if isinstance(value, Summary):
-        return [(head, value.mean), (f"{head} sd", value.sd)]
-    return [(head, guarded(value) if isinstance(value, str) else value)]
+def _cells(head: str, value: Value, spread: bool) -> list[tuple[str, str | float | None]]:
+    mean, sd = (value.mean, value.sd) if isinstance(value, Summary) else (value, None)
+    cells = [(head, guarded(mean) if isinstance(mean, str) else mean)]
+    return [*cells, (f"{head} sd", sd)] if spread else cells
 
 
 def heading(network: tuple[str, str], metric: str, shown: int = 0, of: int = 0) -> str:

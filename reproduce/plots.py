@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
 from lpslim.experiment.statistics import SPREAD_FROM, summary
-from reproduce.aggregate import KINDS, Group, grouped, plain, scaled
+from reproduce.aggregate import ORDER, Group, grouped, plain, scaled
 from reproduce.compare import PUBLISHED, Drops
 from reproduce.published import OURS, Row
 
@@ -51,8 +51,7 @@ def convergence(panels: Sequence[Axes], drawn: Series) -> None:
     left, right = panels
     positive: list[bool] = []
     for group, label, style in drawn:
-        rows = pd.DataFrame([row for run in group.runs for row in run.convergence])
-        table = rows.groupby("iteration").mean()
+        table = _by_iteration(group)
         left.plot(table["primal"], ms=4, label=label, **style)
         left.plot(table["dual"], "--", ms=4, mfc="white", **style)
         right.plot(100 * table["sparsity"], ms=4, **style)
@@ -65,25 +64,24 @@ def convergence(panels: Sequence[Axes], drawn: Series) -> None:
     left.set_title(r"primal $\|W-Z\|$ solid, dual $\rho\,\|Z_{new}-Z_{old}\|$ dashed")
     right.set(xlabel="outer ADMM iteration", ylabel="share of entries (%)", ylim=(-4, 104))
     right.set_title("zeros in Z solid, capped weights dotted")
-    for axes in panels:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_iterations(panels)
 
 
 def pulled(panels: Sequence[Axes], drawn: Series) -> None:
     """Draw the accuracy as it is and as if cut now, and what is left of units that go, mean over seeds."""
     left, right = panels
     for group, label, style in drawn:
-        rows = pd.DataFrame([row for run in group.runs for row in run.convergence])
-        table, units = rows.groupby("iteration").mean(), sum(of for _, of in group.first.channels.values())
+        table, units = _by_iteration(group), sum(of for _, of in group.first.channels.values())
         left.plot(table["accuracy"], ms=4, label=label, **style)
         left.plot(table["accuracy_if_cut"], "--", ms=4, mfc="white", **style)
         right.plot(100 * table["gap"], ms=4, **style)
         right.plot(100 * table["units"] / units, ":", ms=4, **style)
-    left.set(xlabel="outer iteration", ylabel="accuracy (%)", title="as it is solid, as if cut now dashed")
+    data = drawn[0][0].first.data
+    measured = f"{'validation' if data.val else 'test'} {data.metric} (%)"
+    left.set(xlabel="outer iteration", ylabel=measured, title="as it is solid, as if cut now dashed")
     right.set(xlabel="outer iteration", ylabel="%", yscale="log", ylim=(1e-4, 200))  # less is set to zero
     right.set_title(r"$\|W-Z\|/\|W\|$ solid, units left dotted")
-    for axes in panels:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_iterations(panels)
 
 
 def channels(axes: Axes, drawn: Series) -> None:
@@ -96,8 +94,8 @@ def channels(axes: Axes, drawn: Series) -> None:
     ends = np.cumsum([len(kind) for kind in kinds.values()])[:-1]  # no line leads from one kind to the next
     for i, (group, label, style) in enumerate(drawn):
         # layers that a run does not list were protected: it keeps them whole
-        pairs = [[run.channels.get(layer, (1, 1)) for layer in layers] for run in group.runs]
-        kept = np.mean([[100 * kept / of for kept, of in run] for run in pairs], axis=0)
+        of_runs = [[run.channels.get(layer, (1, 1)) for layer in layers] for run in group.runs]
+        kept = np.mean([[100 * left / of for left, of in layers_of] for layers_of in of_runs], axis=0)
         places = np.arange(len(layers)) + 0.5 * ((i + 0.5) / len(drawn) - 0.5)  # so that none hides another
         places, kept = np.insert(places, ends, np.nan), np.insert(kept, ends, np.nan)
         axes.plot(places, kept, ms=4, lw=0.8, label=label, **style)
@@ -140,7 +138,7 @@ def ranking(axes: Axes, drawn: Series, rows: Sequence[Row], protocol: str) -> No
     counts = {len(group.runs) for group, *_ in drawn}
     lines: list[Any] = [(row.accuracy, None, [], _published(row), HOLLOW) for row in rows]
     for group, label, _ in drawn:
-        kind = {"label": literal(group.first.kind), **marks(KINDS.get(group.first.kind, len(KINDS)))}
+        kind = {"label": literal(group.first.kind), **marks(ORDER.get(group.first.kind, len(ORDER)))}
         name = f"{label} (n={len(group.runs)})" if len(counts) > 1 else label
         lines.append((*_spread(group, protocol), name, kind))
     lines.sort(key=lambda line: line[0])
@@ -166,7 +164,19 @@ def drops(axes: Axes, found: Drops) -> None:
         axes.errorbar(places, [one.mean for one in by.values()], spreads, ms=7, ls="none", **style)
     axes.axhline(0, color=GREY, lw=1)
     axes.set_xticks(range(len(tasks)), tasks)
-    axes.set(xlabel="task (metric)", ylabel="dense minus pruned (points)")
+    axes.set(
+        xlabel="task (metric); bar: standard deviation, from n = 3", ylabel="dense minus fine-tuned (points)"
+    )
+
+
+def _by_iteration(group: Group) -> pd.DataFrame:
+    """Return the mean over seeds of what the outer iterations recorded."""
+    return pd.DataFrame([row for run in group.runs for row in run.convergence]).groupby("iteration").mean()
+
+
+def _whole_iterations(panels: Sequence[Axes]) -> None:
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def source(row: Row) -> str:

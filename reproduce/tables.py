@@ -12,15 +12,18 @@ from lpslim.experiment.records import Record
 from reproduce import compare, markup
 from reproduce.aggregate import PROTOCOL, Group, best, by_pair, how_to_run, named, progress, slug, to_show
 from reproduce.aggregate import options as command_line
-from reproduce.compare import BAND, BANDS, Claim, Pair, every_claim, footnote, is_short, pairs
+from reproduce.compare import BANDS, Claim, Pair, every_claim, footnote, is_short, pairs
 from reproduce.findings import answers, pair_line, verdict
 from reproduce.markup import Line, escaped, section
-from reproduce.published import TITLES
+from reproduce.plots import PAPER
+from reproduce.published import OURS, TITLES
 
 PLACE = {"depth": "Depth", "task": "Task", "row": "Row", "block": "Block", "method": "Method",
-         "schedule": "Schedule", "finetune_epochs": "Epochs", "params_millions": "Params (M)"}  # fmt: skip
+         "schedule": "Schedule", "finetune_epochs": "Fine-tune epochs",
+         "params_millions": "Params (M)"}  # fmt: skip
 CELLS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "score": "Score", "flops_drop": "FLOPs drop (%)",
          "params_drop": "Params drop (%)"}  # fmt: skip
+DRAWN = ("accuracy_vs_flops", "channels", "comparison", "pull", "residuals")  # figures of a network
 MOST = 50  # lines of a table of measurements on a page; the CSV file has all
 FRONT = ("accuracy_vs_flops_cifar10_resnet56", "comparison_cifar10_resnet20")  # README shows the first drawn
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -31,6 +34,8 @@ def published_line(claim: Claim) -> Line:
     """Return a line of a published table: what was measured beside what was published."""
     row, group = claim.row, claim.group
     place = {**row.place, "row": row.experiment.rpartition("/")[2] or None}
+    if row.method == OURS:
+        place["method"] = PAPER
     line: Line = {head: place[key] for key, head in PLACE.items() if key in place}
     for column, head in CELLS.items():
         if column in row.cells:
@@ -55,10 +60,15 @@ def _measured_line(name: str, group: Group, protocol: str) -> Line:
             "Drop (points)": group.drop(protocol),
             "FLOPs drop (%)": group.cost("flops_drop"),
             "Params drop (%)": group.cost("params_drop"),
-            "Training (10^12)": group.training(),
+            "Training (10^12 multiply-adds)": group.training(),
         }
     epochs = " / ".join(str(group.first.epochs.get(s, "-")) for s in ("baseline", "sparsify", "finetune"))
-    return {**line, "n": group.n, "Epochs": epochs, "Data": group.first.data.source}
+    return {
+        **line,
+        "n": group.n,
+        "Epochs (dense / sparsify / fine-tune)": epochs,
+        "Data": group.first.data.source,
+    }
 
 
 def overview_line(title: str, rows: Sequence[Sequence[Claim]]) -> Line:
@@ -94,7 +104,7 @@ def documents(
         notes += [text for text in remarks if f": {table}/" in text]
         sources = {footnote(claim.group.first.data) for claim in flat if claim.group} - {""}
         notes += [f"- {escaped(text)}.\n" for text in sorted(sources)]
-        content = {"title": title, "table": section(lines), "band": BANDS.get(table, BAND)}
+        content = {"title": title, "table": section(lines), "band": BANDS[table]}
         pages[f"tables/table_{table}.md"] = page("table", protocol, notes, how=how_to_run(table), **content)
         pages |= written(f"table_{table}", lines)
         if any(claim.group for claim in flat):
@@ -105,7 +115,7 @@ def documents(
     table, judged = markup.markdown(markup.texts(overview)), verdict(compared)
     block = page("overview", protocol, table=table, verdict=f"\n**{judged}**\n" if judged else "")
     front = [f"\n![{name}](results/figures/{name}.png)\n" for name in FRONT if name in figures][:1]
-    blocks = {"README.md": block + "".join(front), "docs/findings.md": answers(compared[:MOST], claimed)}
+    blocks = {"README.md": block + "".join(front), "docs/findings.md": answers(compared, claimed)}
     lines = [pair_line(pair) for pair in compared]
     pages |= written("measured", measured) | written("paired", lines)
     if found_drops := compare.drop_lines(compare.drops(shown, protocol)):
@@ -134,7 +144,7 @@ def _measured(
         title = markup.heading(network, metric, len(several), len(groups))
         lines = measured_lines(several, protocol)
         sections.append(f"### {escaped(title)}\n\n{section(lines)}")
-        images = [name for name in sorted(figures) if name.endswith(f"_{slug(network)}")]
+        images = [name for name in sorted(figures) if name in {f"{kind}_{slug(network)}" for kind in DRAWN}]
         sections += [f"![{name}](figures/{name}.png)" for name in images]
         compared += pairs(groups, protocol)
     return measured, sections, compared

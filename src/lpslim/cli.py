@@ -48,7 +48,7 @@ def main(words: Sequence[str], conf: Path) -> int:
     own, rest = parser.parse_known_args(words)
     rest = [_expanded(word) for word in (["dry_run=true", *rest] if own.dry_run else rest)]
     if own.config_dir:
-        rest = [f"hydra.searchpath=['file://{own.config_dir.expanduser().absolute()}']", *rest]
+        rest = [f"hydra.searchpath=[{_quoted(f'file://{own.config_dir.expanduser().absolute()}')}]", *rest]
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         if any(word.startswith("-") for word in rest):  # Hydra's own, such as --help and --cfg job
@@ -61,6 +61,7 @@ def main(words: Sequence[str], conf: Path) -> int:
                 configure_log(composed.hydra.job_logging)
                 _execute(composed, composed.hydra)
                 return 0
+        sweep.check(composed)
         return _sweep(rest, conf, Path(composed.hydra.sweep.dir).expanduser().absolute(), own.debug)
     except KeyboardInterrupt:
         return 130  # the shell's code for a program that Ctrl-C ended
@@ -85,7 +86,7 @@ def _sweep(words: list[str], conf: Path, place: Path, debug: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=place))
     code = 0
     try:
-        _hydra(["-m", *words, f"hydra.sweep.dir='{folder}'"], conf)
+        _hydra(["-m", *words, f"hydra.sweep.dir={_quoted(folder)}"], conf)
     except Exception as problem:
         if not sweep.notes(folder):
             with explained(words, conf):
@@ -183,7 +184,8 @@ def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> st
     if isinstance(problem, MissingConfigException | ValueError):
         missing, known = getattr(problem, "missing_cfg_file", None) or "", getattr(problem, "options", None)
         for key, word in typed.items():
-            if missing.startswith(f"{key}/") or word.endswith(("=", "=null")):
+            empty = (conf / key).is_dir() and word.endswith(("=", "=null"))
+            if missing.startswith(f"{key}/") or empty:
                 files = (path.relative_to(conf / key) for path in (conf / key).rglob("[!_]*.yaml"))
                 names = {*(str(path.with_suffix("")) for path in files), *(known or ())}
                 choices = sorted(name for name in names if name[0] != "_")  # bases of others
@@ -218,6 +220,11 @@ def _expanded(word: str) -> str:
     if _key(word) not in PATH_KEYS:
         return word
     return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: os.path.expanduser("~"), word)
+
+
+def _quoted(text: object) -> str:
+    """Return a text as a string of Hydra's grammar."""
+    return "'" + str(text).replace("'", r"\'") + "'"
 
 
 def _words(job: Any) -> list[str]:

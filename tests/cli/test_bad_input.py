@@ -105,6 +105,9 @@ VALUES = {
     "p": UNREADABLE, "p=1=2": UNREADABLE, "=3": UNREADABLE, "p=!!python/object/apply:os.system": UNREADABLE,
 }  # fmt: skip
 WHOLE = {
+    "M=null dataset=nosuch": "dataset=nosuch: must be one of cifar10, ",
+    "method=lp_channels regularizer.options.ramp=nan": "regularizer.options.ramp=nan: must be a finite",
+    "method=lp_channels regularizer.options.ramp=abc": "regularizer.options: ",
     "rohh=3": "rohh: no such key; did you mean rho?",
     "modell=vgg16": "modell: no such key; did you mean model",
     "+anything=1": "anything: no such key; see --help",

@@ -183,6 +183,19 @@ def test_a_search_has_no_measure_of_the_test_set():
     assert not [name for name in sweep.MEASURES if "test" in name]
     with pytest.raises(UserError, match=r"measures=test_accuracy: must be one of val_accuracy, "):
         sweep.Objective(["test_accuracy"])
+    with pytest.raises(UserError, match="measures=: must be one of"):
+        sweep.Objective([])
+
+
+def test_a_search_by_validation_accuracy_needs_a_validation_split():
+    objective = OmegaConf.create({"measures": ["val_accuracy"]})
+    composed = OmegaConf.create(
+        {"hydra": {"callbacks": {"objective": objective}}, "dataset": {"val_fraction": 0}}
+    )
+    with pytest.raises(UserError, match=r"measures=val_accuracy: needs a dataset\.val_fraction above 0"):
+        sweep.check(composed)
+    composed.dataset.val_fraction = 0.1
+    sweep.check(composed)
 
 
 def test_a_note_says_how_a_job_ended(tmp_path):

@@ -28,8 +28,8 @@ def test_every_layout(tmp_path, name):
 
 def test_lines_end_as_they_end_and_a_broken_one_is_left_out(tmp_path, caplog):
     caplog.set_level("INFO")
-    (tmp_path / "x.tsv").write_bytes("sentence\tlabel\r\na\t1\r\n\r\nbroken\nb\x85c\t0".encode())
-    assert list(glue.read(tmp_path / "x.tsv", glue.LAYOUTS["sst2"])) == [(("a",), 1), (("b\x85c",), 0)]
+    (tmp_path / "x.tsv").write_bytes("sentence\tlabel\r\na\rz\t1\r\n\r\nbroken\nb\x85c\t0".encode())
+    assert list(glue.read(tmp_path / "x.tsv", glue.LAYOUTS["sst2"])) == [(("a\rz",), 1), (("b\x85c",), 0)]
     assert "1 lines without all fields left out" in caplog.text
 
 

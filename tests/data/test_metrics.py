@@ -38,6 +38,7 @@ def test_spearman_is_pearsons_correlation_of_mean_ranks(rows):
     if min(rank.std() for rank in ranks) > 0:
         assert spearman(preds, targets) == pytest.approx(100 * np.corrcoef(*ranks)[0, 1], abs=1e-6)
     assert spearman(torch.ones(5), torch.arange(5.0)) == 0.0  # and not NaN
+    assert spearman(torch.arange(5.0), torch.ones(5)) == 0.0
 
 
 def test_a_class_is_the_largest_logit_at_cross_entropy_a_regression_the_output_at_its_squared_error():

@@ -14,6 +14,7 @@ from lpslim.experiment.records import Record
 KEY = "0123456789abcdef"
 STAGES = {"baseline": "b" * 16, "sparsify": "c" * 16, "score": "d" * 16, "prune": "e" * 16, "finetune": KEY}
 ACCURACY = {"last": 90.0, "val": 89.5, "paper": 91.0}
+CONFIG = {**dict.fromkeys(sorted(records.SETTINGS)), "p": 5.0, "model": {"name": "vgg16"}}
 REMOVED = object()
 PATHS = ("../x", "/etc/x", "a//b", "a/../b", "", ".", "a/.b", "a\n", "a/", "x" * 201)  # no experiment's
 
@@ -24,7 +25,7 @@ def sample(**changes):
         "schema": 2, "experiment": "table/row", "method": "Lp p=5, M=1", "kind": "ADMM",
         "seed": 0, "key": KEY, "stages": STAGES, "groups": STAGES, "versions": dict.fromkeys(STAGES, 1),
         "weights": {"baseline": "0" * 64}, "differs": {"p": [5.0, 2.0]},
-        "config": {"p": 5.0, "model": {"name": "vgg16"}},
+        "config": CONFIG,
         "data": {"name": "digits", "source": "scikit-learn", "fingerprint": "f" * 64, "metric": "accuracy",
                  "train": 8, "val": 1, "test": 2},
         "cost": {"rule": records.RULE, "dense": {"macs": 100, "params": 10},
@@ -100,6 +101,7 @@ def test_what_is_read_is_what_was_written_also_of_a_run_that_diverged(tmp_path):
         ("channels/features.0", [1], "`$.channels"), ("seconds/baseline", -0.1, "`$.seconds"),
         ("diverged", {"epoch": 1}, "`$.diverged`"), ("environment/commit", ["a"], "`$.environment"),
         ("config", {}, "config.model.name"), ("config/model", "name", "config.model.name"),
+        ("config/model/name", 5, "config.model.name"), ("config/ratio", REMOVED, "config: lacks settings"),
         *(("experiment", name, "at `$.experiment`") for name in PATHS),
     ],
 )  # fmt: skip
@@ -112,7 +114,7 @@ def test_what_is_no_number_is_neither_read_nor_written(tmp_path, number):
     for path in ("accuracy/prune/last", "config/p"):
         assert refusal(tmp_path, json.dumps(replaced(path, [987])).replace("[987]", number))
     (tmp_path / "record.json").unlink()
-    record = msgspec.convert(sample(config={"p": float(number), "model": {"name": "vgg16"}}), Record)
+    record = msgspec.convert(sample(config={**CONFIG, "p": float(number)}), Record)
     with pytest.raises(ValueError, match="JSON"):
         records.write(tmp_path, record)
     assert not list(tmp_path.rglob("*.json"))

@@ -76,12 +76,21 @@ class Tied(nn.Module):
         return self.out(torch.relu(self.last(x[:, :, None, None])).mean((2, 3)))
 
 
-def test_a_network_of_ones_own_keeps_its_tied_and_frozen_weights(tmp_path):
+def full(*_):
+    raise OSError("disk full")
+
+
+def test_a_network_of_ones_own_keeps_its_tied_and_frozen_weights(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model, example = Tied().eval(), torch.randn(2, 1, 8, 8)
     pruned = lpslim.prune(model, example[:1], ratio=0.5)
     assert pruned.kept.keys() == {"last"}
-    lpslim.save(tmp_path / "own", pruned)
+    assert pruned.left_alone["one"] == "'one' and 'other' have one weight"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "save_file", full)
+        with pytest.raises(OSError, match="disk full"):
+            lpslim.save(tmp_path / "own", pruned)
+    lpslim.save(tmp_path / "own", pruned)  # what failed has left no network
     dense = Tied()
     loaded = lpslim.load(tmp_path / "own", model=dense)
     assert torch.equal(loaded(example), pruned.model(example))
@@ -164,3 +173,22 @@ def test_a_network_comes_back_in_the_precision_of_the_given_one(stored, given, t
     expected = pruned.model.to(given)
     assert {value.dtype for value in loaded.state_dict().values()} == {given}
     assert torch.equal(loaded(image.to(given)), expected(image.to(given)))
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleDict({"x:y": nn.Conv2d(1, 8, 3), "z": nn.Conv2d(8, 3, 3)})
+
+    def forward(self, image):
+        return self.parts["z"](torch.relu(self.parts["x:y"](image)))
+
+
+def test_names_with_a_colon_are_those_of_layers_too(tmp_path):
+    torch.manual_seed(0)
+    wrapped = Named()
+    pruned = lpslim.prune(wrapped, torch.zeros(1, 1, 8, 8), ratio=0.5)
+    assert pruned.kept.keys() == {"parts.x:y"}
+    lpslim.save(tmp_path / "own", pruned)
+    image = torch.randn(2, 1, 8, 8)
+    assert torch.equal(lpslim.load(tmp_path / "own", model=wrapped)(image), pruned.model.eval()(image))

@@ -1,6 +1,7 @@
 """Networks of one's own: pruned exactly, or left alone or refused with the reason. Nothing in between."""
 
 import copy
+from collections import UserDict
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -277,22 +278,24 @@ def test_outputs_of_any_form_are_compared(form):
     assert (pruned.kept.keys(), pruned.checked) == ({"a", "b"}, ("evaluation", "training"))
 
 
-def test_a_network_that_has_just_trained_is_copied_without_what_it_keeps():
+def test_a_network_that_has_just_trained_is_copied_without_what_it_keeps(tmp_path):
     model = Net(keeping, a=conv(3, 8), b=conv(8, 6), f=fc(6, 4))
     model(IMAGE + 1).sum().backward()
     features = model.features
     pruned = lpslim.prune(model, IMAGE, ratio=0.4)
     assert model.features is features
     copy.deepcopy(pruned.model)
+    lpslim.save(tmp_path / "network", pruned)
+    lpslim.load(tmp_path / "network", model=model)
 
 
-@pytest.mark.parametrize("form", [tuple, dict])
+@pytest.mark.parametrize("form", [tuple, dict, UserDict])
 def test_two_inputs(form, tmp_path):
     model = Net(lambda net, x, key: net.g(net.b(net.a(x) * net.k(key)[..., None, None]).relu().mean((2, 3))),
                 a=conv(3, 8), k=fc(5, 8), b=conv(8, 6), g=fc(6, 4)).double().eval()  # fmt: skip
     inputs = draw(IMAGE), draw(torch.zeros(1, 5))
     example = tuple(value[:1] for value in inputs)
-    given = example if form is tuple else dict(zip(("x", "key"), example, strict=True))
+    given = example if form is tuple else form(zip(("x", "key"), example, strict=True))
     pruned = lpslim.prune(model, given, ratio=0.5)
     assert pruned.kept.keys() == {"a", "b"}
     assert_exact(model, pruned, *inputs)
@@ -301,6 +304,7 @@ def test_two_inputs(form, tmp_path):
         assert lpslim.prune(model, given, ratio=0.5, criterion=criterion, batches=batches).kept != pruned.kept
     lpslim.save(tmp_path / "network", pruned)
     assert torch.equal(lpslim.load(tmp_path / "network", model)(*inputs), pruned.model(*inputs))
+    lpslim.ChannelADMM(model, given, ratio=0.5, epochs=1)
 
 
 def patches(net, x):

@@ -51,6 +51,8 @@ def test_protected_layers_keep_every_unit(dense):
     for protected, message in ("layer9", r"protected=layer9: .*layer1\.0\.conv1"), ("layer*", "no layer"):
         with pytest.raises(UserError, match=message):
             found.without([protected])
+    rest = found.excluding({"layer1", "layer1.0.conv1"})  # names, no patterns
+    assert [unit.layer for unit in rest.units] == [unit.layer for unit in found.units[1:]]
 
 
 @pytest.mark.parametrize("round_to", [1, 16])

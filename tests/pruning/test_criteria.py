@@ -275,3 +275,42 @@ def test_unknown_criteria_missing_norms_and_missing_weights_are_refused():
             criteria.score("bn_scale", model, [Units("0", 4, False, producers, ())])
     with pytest.raises(UserError, match="layer '1'"):
         criteria.score("magnitude", model, [Units("1", 4, False, (), ())])
+
+
+@pytest.mark.parametrize("name", ["chip", "hrank", "taylor"])
+def test_a_batch_norm_of_more_channels_than_a_layer_has_is_not_its_own(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.BatchNorm1d(8 * 36), nn.Linear(8 * 36, 4))
+    batches = labelled(3, 8, 8, classes=4)
+    units = Graph(model, batches[0][0]).units([Prunable("0")])
+    (scores,) = scored(name, model, units, batches)
+    assert scores.shape == (8,)
+
+
+def test_maps_of_a_layer_that_is_called_twice_are_of_both_calls_and_of_none_are_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.unused = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.c(x) + self.c(-x)
+
+    torch.manual_seed(0)
+    model, images = Twice(), torch.randn(5, 3, 6, 6)
+    units = [Units(name, 4, False, (name,), ()) for name in ("c", "unused")]
+    (means,) = mean_over_images(model, units[:1], [(images, None)], lambda maps: maps.mean(dim=(2, 3)))
+    both = torch.cat([model.c(images), model.c(-images)])
+    torch.testing.assert_close(means.float(), both.relu().mean(dim=(0, 2, 3)))
+    with pytest.raises(UserError, match="'unused' makes no feature maps"):
+        mean_over_images(model, units, [(images, None)], lambda maps: maps.mean(dim=(2, 3)))
+
+
+def test_fpgm_compares_the_filters_of_a_transposed_convolution():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    units = Graph(model, torch.zeros(1, 3, 6, 6)).units([Prunable("0")])
+    (scores,) = scored("fpgm", model, units)
+    filters = model[0].weight.detach().double().transpose(0, 1).flatten(1)
+    expected = (filters[:, None] - filters).norm(dim=2).sum(dim=1)
+    torch.testing.assert_close(scores, expected)

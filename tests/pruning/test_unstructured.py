@@ -32,6 +32,7 @@ def model():
     [
         ({"a": [3.0, -1.0, 0.2], "b": [0.1, -5.0]}, None, {"a": 1, "b": 1}, 3.9, {"a": [0], "b": [1]}),
         ({"a": [0.0, 0.0, 0.0, 1.0]}, {"a": [0.3, 0.1, 0.2, 0.0]}, {"a": 1}, 2, {"a": [0, 3]}),  # ties: by W
+        ({"a": [*range(100)]}, None, {"a": 1}, 0.29 * 100, {"a": [*range(29, 100)]}),  # below 29, in binary
         ({"a": [0.1, 0.4], "b": [0.2, 0.3]}, None, {"a": 10, "b": 1}, 11.5, {"a": [1], "b": [1]}),  # not more
     ],
 )
@@ -60,6 +61,6 @@ def test_targets_beyond_the_weights_are_refused(model):
     most = (36 + 192) / (36 + 4 + 8 + 192 + 3)
     for budget in (Budget(), Budget(target_flops=0.99), Budget(target_params=0.93), Budget(target_params=16)):
         unstructured.check(model, budget)
-    for target in (0.94, 15, 243):
-        with pytest.raises(UserError, match=rf"^target_params={target}: must be below ({most:.4f}|the 243)"):
+    for target, limit in ((0.94, f"below {most:.4f}"), (15, "above 15"), (243, "below the 243")):
+        with pytest.raises(UserError, match=rf"^target_params={target}: must be {limit}"):
             unstructured.check(model, Budget(target_params=target))

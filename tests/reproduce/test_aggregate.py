@@ -75,8 +75,8 @@ def test_outdated_records_and_those_without_a_validation_split_that_decides_are_
     assert run_command(name).endswith("seed=0,1,2,3,4")  # a small development set
     assert to_show(found, "last", keep=True)[0] == found
     assert to_show(shown, "last", keep=False) == (shown, [])
-    runs = [synthetic.record("a"), synthetic.record("b", data={"val": 0})]
+    runs = [synthetic.record("a"), *(synthetic.record(n, data={"val": 0}) for n in "ab")]
     assert to_show(runs, "last", keep=False) == (runs, [])
     shown, remarks = to_show(runs, "val", keep=False)
     assert shown == runs[:1]
-    assert remarks == ["Left out: b (no validation split, so no protocol=val)"]
+    assert remarks == [f"Left out: {n} (no validation split, so no protocol=val)" for n in "ab"]

@@ -29,7 +29,7 @@ def test_rows_that_are_not_measured_say_why():
     rows = read("bert_glue")
     status = [claims(row, rows, {}, "last")[0].status for row in (*rows[:2], rows[-9], rows[-1])]
     assert status[:2] == ["not run: measured with its rows", "published only"]
-    assert status[2:] == ["not run", "needs every task"]
+    assert status[2:] == ["not run", "average: needs all tasks"]
 
 
 def test_measured_on_the_original_data_is_compared_directly():
@@ -59,7 +59,7 @@ def test_on_other_data_drops_are_compared_where_the_dense_network_is_published()
 def test_runs_with_other_settings_never_fill_the_row():
     changed = {"epoch_scale": [1.0, 0.05], "M": [1.0, None]}
     row, other = claims_of(NAME, *synthetic.seeds(NAME, [94.3, 94.4], differs=changed, M=None))
-    assert row.status == "not run"
+    assert row.status == "not run as configured"
     assert other.measured["top1"].n == 2
     assert (other.difference, other.status) == (None, "other settings: M=null, epoch_scale=0.05")
     assert claims_of(NAME, synthetic.record("adhoc", final=94.36))[0].group is None

@@ -152,3 +152,9 @@ def test_a_training_ends_with_the_budget_met_and_zeros_not_numbers_too_small_for
 def test_what_cannot_be_done_is_refused(options, said):
     with pytest.raises(UserError, match=said):
         ChannelADMM(Gate(), torch.randn(1, 3, 8, 8), **{"epochs": 1, **options})
+
+
+def test_one_vector_is_an_example():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    admm = ChannelADMM(model, torch.randn(6), ratio=0.5, epochs=1)
+    assert [unit.layer for unit in admm.candidates.units] == ["0"]

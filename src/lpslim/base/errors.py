@@ -1,6 +1,6 @@
 """Exceptions that the command line shows without a traceback, each with its exit code."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 SHOWN = 5  # names in a message
 
@@ -29,3 +29,8 @@ def listed(names: Sequence[str]) -> str:
     """Return names for a message, the first five and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def reasons(left: Mapping[str, str]) -> str:
+    """Return layers that are left alone for a message, each with its reason on a line of its own."""
+    return "".join(f"\n  {layer}: {reason}" for layer, reason in left.items())

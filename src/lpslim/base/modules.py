@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lpslim.base.errors import UserError
 
 TOKEN = 5  # a token id that no vocabulary has for padding
-Example = Tensor | tuple[Any, ...] | dict[str, Any]
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 REMEDY = (
     "take weight_norm, spectral_norm, parametrisations or masks off first (remove_parametrizations, "
     "remove_weight_norm, remove_spectral_norm or prune.remove of torch.nn.utils), and delete what a forward "
@@ -35,7 +35,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def call(model: nn.Module, example: Example) -> Any:
     """Run a network on its input: a tensor, a tuple of positional inputs, or a dict of them by keyword."""
-    if isinstance(example, dict):
+    if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
 
@@ -54,6 +54,13 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     return tuple(mapped) if isinstance(value, tuple) else mapped
 
 
+def tensors(value: Any) -> list[Tensor]:
+    """Return all tensors among inputs or outputs."""
+    found: list[Tensor] = []
+    map_tensors(value, found.append)
+    return found
+
+
 def copied(model: nn.Module) -> nn.Module:
     """Return a copy of a network; UserError if it cannot be copied.
 
@@ -64,8 +71,9 @@ def copied(model: nn.Module) -> nn.Module:
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         for name, value in vars(module).items():
-            entries = value.values() if isinstance(value, dict) else value
-            for entry in entries if isinstance(value, dict | list | tuple) else [value]:
+            several = value.values() if isinstance(value, dict) else value
+            entries = list(several) if isinstance(value, dict | list | tuple) else [value]
+            for entry in entries:
                 computed = {f"{name}_v", f"{name}_orig"} & own.keys()  # a weight: its copy would be stale
                 if isinstance(entry, Tensor) and entry.grad_fn is not None and not computed:
                     made[id(entry)] = entry.detach().clone()
@@ -80,7 +88,10 @@ def copied(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Take away what is set on modules in the block, such as features, but not what lists there gain."""
+    """Restore every module's attributes when the block ends, such as features that a forward pass stored.
+
+    What lists there have gained stays.
+    """
     before = [(module, dict(vars(module))) for module in model.modules()]
     try:
         yield
@@ -101,12 +112,12 @@ def example_input(shape: Sequence[int], batch: int = 1) -> Tensor:
 
 
 def matches(layer: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern names a layer, a module around it, or is a glob such as ``layer3.*``."""
+    """Return whether a pattern matches a layer: its name, that of a module around it, or as a glob."""
     return any(layer == name or layer.startswith(f"{name}.") or fnmatchcase(layer, name) for name in patterns)
 
 
 def weight_of(model: nn.Module, layer: str) -> Tensor:
-    """Return the weight of a layer, detached, output units first; UserError if there is none of this name."""
+    """Return the weight of a layer, detached, as it stores it; UserError if there is none of this name."""
     found = dict(model.named_modules()).get(layer)
     if found is None or not isinstance(weight := getattr(found, "weight", None), Tensor):
         raise UserError(f"layer {layer!r}: the network has none of this name with a weight")

@@ -167,7 +167,7 @@ def decode(root: Path, files: Files, folder: Path, workers: int, exif: bool = Fa
     listing = hashlib.sha256(f"{PIL.__version__} {RULE} {exif}\0".encode())
     for file in files:
         status = file.stat()
-        listing.update(f"{file.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        listing.update(os.fsencode(f"{file.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     path = folder / listing.hexdigest()[:32]
     with locked(path.with_suffix(".lock")):
         return _read(path) or _make(path, root, files, _images(files, workers, exif))
@@ -196,7 +196,7 @@ def _make(path: Path, root: Path, files: Files, images: Iterator[np.ndarray[Any,
             with open(scratch / PIXELS, "wb") as stream:
                 for file, image in zip(files, images, strict=True):
                     content = file.read_bytes()
-                    contents.update(f"{file.relative_to(root)}\0{len(content)}\0".encode() + content)
+                    contents.update(os.fsencode(f"{file.relative_to(root)}\0{len(content)}\0") + content)
                     rows.append((*image.shape[:2], end))
                     end += stream.write(image.data)
             index, fingerprint = torch.tensor(rows), contents.hexdigest()

@@ -27,10 +27,10 @@ def matthews(preds: Tensor, targets: Tensor) -> float:
 
 
 def spearman(preds: Tensor, targets: Tensor) -> float:
-    """Return Spearman's rank correlation in percent; 0 where all predictions are equal."""
+    """Return Spearman's rank correlation in percent; 0 where all predictions, or all targets, are equal."""
     from scipy.stats import spearmanr
 
-    if bool((preds == preds[0]).all()):
+    if any(bool((values == values[0]).all()) for values in (preds, targets)):
         return 0.0
     return 100.0 * float(spearmanr(preds.numpy(), targets.numpy()).statistic)
 

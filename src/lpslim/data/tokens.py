@@ -75,8 +75,9 @@ class TextSplit(Split):
 
 def pack(encoded: Mapping[str, Any], labels: Tensor, tokenizer: Any) -> TextSplit:
     """Return the split of a tokenizer's output: ``input_ids`` and ``token_type_ids``."""
-    parts = {part: [np.array(text, np.int32) for text in encoded[part]] for part in (PARTS[0], PARTS[2])}
-    texts = [dict(zip(parts, text, strict=True)) for text in zip(*parts.values(), strict=True)]
+    pairs = zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
+    texts = [{"input_ids": np.array(ids, np.int32), "token_type_ids": np.array(types, np.int32)}
+             for ids, types in pairs]  # fmt: skip
     return TextSplit(texts, labels, tokenizer)
 
 

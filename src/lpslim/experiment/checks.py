@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from math import isfinite
 
 from lpslim.base.errors import UserError
 from lpslim.experiment import config as schema
@@ -77,6 +78,10 @@ def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
         )
     if config.retrain.startswith("scratch") and not config.baseline.epochs and config.scratch.epochs is None:
         yield _fault("scratch.epochs", None, "1 or more with baseline.epochs=0")
+    for group in ("options", "penalty_options"):
+        for name, value in getattr(config.regularizer, group).items():
+            if isinstance(value, float) and not isfinite(value):
+                yield _fault(f"regularizer.{group}.{name}", value, "a finite number")
     given, defaults = ({key: value for key, value, _ in schema.declared(c)} for c in (config, Config()))
     for key in CHANNELS_ALONE if config.granularity == "weights" else ():
         if given[key] != defaults[key]:

@@ -69,18 +69,22 @@ def trainings(config: Config) -> dict[str, TrainConfig]:
 
     With ``equal_epochs`` a fine-tune whose weights come from no sparsify stage gets that stage's epochs too.
     """
-    last, epochs, tuned = config.finetune, config.scratch.epochs, config.retrain in ("finetune", "rewind")
-    if not tuned:
+    keeps_weights = config.retrain in ("finetune", "rewind")
+    last = config.finetune
+    if not keeps_weights:  # from scratch, as the dense network was trained
+        epochs = config.scratch.epochs
         last = config.baseline if epochs is None else replace(config.baseline, epochs=epochs)
-    sparsify = {} if config.regularizer.name == "none" else {"sparsify": config.regularizer.train}
     dense, last = (scaled(train, config.epoch_scale) for train in (config.baseline, last))
-    first, one = config.regularizer.train.epochs, config.regularizer.one_schedule and tuned
-    if one and sparsify:
-        sparsify = {"sparsify": SharedSchedule(**{**asdict(last), "epochs": first}, after=last.epochs)}
-    if sparsify and config.retrain == "finetune":  # goes on with its weights
-        last = SharedSchedule(**asdict(last), before=first) if one else last
-    elif tuned and config.equal_epochs and last.epochs:
-        last = replace(last, epochs=last.epochs + first)
+    sparsify = {} if config.regularizer.name == "none" else {"sparsify": config.regularizer.train}
+    sparsify_epochs = config.regularizer.train.epochs
+    shares_schedule = sparsify and keeps_weights and config.regularizer.one_schedule
+    if shares_schedule:
+        first = {**asdict(last), "epochs": sparsify_epochs}
+        sparsify = {"sparsify": SharedSchedule(**first, after=last.epochs)}
+    if sparsify and config.retrain == "finetune":  # goes on with the weights of sparsify
+        last = SharedSchedule(**asdict(last), before=sparsify_epochs) if shares_schedule else last
+    elif keeps_weights and config.equal_epochs and last.epochs:
+        last = replace(last, epochs=last.epochs + sparsify_epochs)
     return {"baseline": dense, **sparsify, "finetune": last}
 
 
@@ -99,7 +103,10 @@ def regularizer(config: Config) -> tuple[partial[Regularizer], Info]:
     build = registry.find("sparsity.penalties", chosen.penalty).build
     knobs: Info = {"p": config.p, "M": config.M, "ratio": config.ratio}
     options = registry.arguments(build, knobs, chosen.penalty_options, "regularizer.penalty_options")
-    penalty = build(**options)
+    try:
+        penalty = build(**options)
+    except (TypeError, ValueError) as problem:
+        raise UserError(f"regularizer.penalty_options: {problem}") from problem
     values = asdict(penalty) if is_dataclass(penalty) else options  # type: ignore[arg-type]
 
     build = registry.find("training.regularizers", chosen.name).build

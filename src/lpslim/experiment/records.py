@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 # Version of each stage's code, raised when a change alters its results; layer_budget is a score as well
 VERSIONS = {"baseline": 1, "sparsify": 1, "layer_budget": 1, "score": 1, "prune": 1, "finetune": 1}
+SETTINGS = {  # of a configuration that tables look at
+    "p", "M", "rho", "lamb", "target_flops", "target_params", "ratio", "protected", "retrain", "granularity",
+    "model", "dataset", "regularizer", "criterion", "baseline", "finetune", "trainer",
+}  # fmt: skip
 RULE = "multiply-adds of convolution and linear layers; all parameters"  # of counting the cost
 NETWORK = "weights.safetensors"  # of a stage's folder: models.storage.WEIGHTS, which imports torch
 LARGEST = 1_000_000  # bytes of a file; a record of 400 epochs and 100 layers has 50,000
@@ -123,7 +127,9 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for fault, is_so in {
             "stages.finetune: is not the record's key": self.stages.get("finetune") != self.key,
             "groups, versions: not of all stages": not stages == self.groups.keys() == self.versions.keys(),
-            "config.model.name: missing": not isinstance(model, dict) or "name" not in model,
+            "config.model.name: missing": not isinstance(model, dict)
+            or not isinstance(model.get("name"), str),
+            "config: lacks settings that tables need": not self.config.keys() >= SETTINGS,
             "cost: needs dense, pruned and both drops": ended and None in msgspec.structs.astuple(self.cost),
             "accuracy: needs baseline, prune and finetune": ended and not measured,
             "accuracy: must hold last, paper, and val with a validation split": not fitting,

@@ -58,7 +58,7 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
         if config.dry_run:
             return None
     infos: dict[str, Info] = {}
-    diverged = None
+    diverged, where = None, environment(run)  # before any training: the code that does it
     logs = _logs(run, folder) if distributed.is_main() else nullcontext()
     with distributed.fail_fast(), explained(run.steps.values()), logs as trackers:
         try:
@@ -66,7 +66,7 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
                 infos[stage] = stages.obtain(replace(run, trackers=trackers), stage)
         except DivergenceError as problem:
             diverged = problem
-        described = {**keys.method(config), "differs": differs, "environment": environment(run)}
+        described = {**keys.method(config), "differs": differs, "environment": where}
         record = records.make_record(run.config, run.data, run.steps, infos, diverged, **described)
         broadcast_from_main(lambda: _finish(run, record, folder))
         if trackers:
@@ -127,7 +127,10 @@ def _check(run: stages.Run) -> None:
             except UserError as problem:
                 raise UserError(f"criterion={criterion}: {problem}") from problem
     if config.regularizer.name != "none":
-        run.regularizer(model)
+        try:
+            run.regularizer(model)
+        except (TypeError, ValueError) as problem:  # an option that is no number, such as ramp=abc
+            raise UserError(f"regularizer.options: {problem}") from problem
     if chosen.weights and not (config.dry_run or run.steps["baseline"].done):
         family.load_weights(model, chosen.name, chosen.weights, chosen.weights_dir)
 

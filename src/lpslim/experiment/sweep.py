@@ -20,17 +20,10 @@ from lpslim.experiment.records import Record
 LOST = "killed or stopped before its end; the same command goes on"
 
 
-def val_accuracy(record: Record) -> float:
-    """Return the fine-tuned network's accuracy on the validation split in percent (UserError: has none)."""
-    if not (curve := record.curves["finetune"].val_accuracy):
-        key = "hydra.callbacks.objective.measures=val_accuracy"
-        raise UserError(f"{key}: needs a dataset.val_fraction above 0")
-    return curve[-1]
-
-
-MEASURES: Mapping[str, Callable[[Record], float]] = {
-    "val_accuracy": val_accuracy,
-    "params": lambda record: record.cost.pruned.params,  # type: ignore[union-attr]  # None if it diverged
+MEASURES_KEY = "hydra.callbacks.objective.measures"
+MEASURES: Mapping[str, Callable[[Record], float]] = {  # of a run that ended
+    "val_accuracy": lambda record: record.curves["finetune"].val_accuracy[-1],
+    "params": lambda record: record.cost.pruned.params,  # type: ignore[union-attr]
     "macs": lambda record: record.cost.pruned.macs,  # type: ignore[union-attr]
 }
 
@@ -69,14 +62,20 @@ def summary(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def check(composed: DictConfig) -> None:
+    """Refuse (UserError) a search by an accuracy that its runs will not have."""
+    objective = composed.hydra.callbacks.get("objective") or {}
+    if "val_accuracy" in objective.get("measures", ()) and composed.dataset.val_fraction == 0:
+        raise UserError(f"{MEASURES_KEY}=val_accuracy: needs a dataset.val_fraction above 0")
+
+
 class Objective(Callback):
     """Hydra callback that gives a sweeper which searches the ``measures`` of a job's record, in order."""
 
     def __init__(self, measures: Sequence[str]) -> None:
         self.measures = list(measures)
-        for name in {*measures} - {*MEASURES}:
-            known = ", ".join(MEASURES)
-            raise UserError(f"hydra.callbacks.objective.measures={name}: must be one of {known}")
+        for name in [name for name in measures or [""] if name not in MEASURES]:
+            raise UserError(f"{MEASURES_KEY}={name}: must be one of {', '.join(MEASURES)}")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Replace the path of the job's record by its measures, one as a number; a failed job has none."""

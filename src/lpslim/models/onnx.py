@@ -117,7 +117,7 @@ def _like(example: Example, inputs: Sequence[Tensor]) -> Example:
     """Return inputs in the form of an example."""
     if isinstance(example, Tensor):
         return inputs[0]
-    return dict(zip(example, inputs, strict=True)) if isinstance(example, dict) else tuple(inputs)
+    return dict(zip(example, inputs, strict=True)) if isinstance(example, Mapping) else tuple(inputs)
 
 
 def _samples(example: Tensor, batch: int) -> Tensor:

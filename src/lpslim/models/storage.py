@@ -3,7 +3,6 @@
 No pickle and no code: the JSON names a family and its arguments, or no family: the reader brings the network.
 """
 
-import copy
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lpslim.base import files
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, example_input
+from lpslim.base.modules import Example, copied, example_input
 from lpslim.models import family as families
 from lpslim.models import weights
 from lpslim.pruning import graph
@@ -83,10 +82,10 @@ def dense(family: str, name: str, data_shape: tuple[int, ...], num_classes: int)
 
 def write(folder: Path, model: nn.Module, architecture: Architecture) -> None:
     """Write a network and its description into ``folder``; a weight that layers share is written for each."""
-    files.write_json(folder / DESCRIPTION, asdict(architecture))
     state = {n: v.clone(memory_format=torch.contiguous_format) for n, v in model.state_dict().items()}
     with files.atomic_file(folder / WEIGHTS) as scratch:
         save_file(state, scratch)  # refuses tensors with memory that is shared or strided
+    files.write_json(folder / DESCRIPTION, asdict(architecture))  # last: it says that the network is there
 
 
 def save(folder: str | Path, pruned: "Pruned") -> None:
@@ -111,7 +110,7 @@ def save(folder: str | Path, pruned: "Pruned") -> None:
     try:
         traced = graph.Graph(pruned.model, _blank(described, pruned.model)).traced
         for layer in pruned.kept:
-            traced.outputs(layer.partition(":")[0])  # "c:2" names the second kind of units of c
+            traced.outputs(traced.maker(layer))
     except Exception as problem:  # whatever a network raises over zeros
         reason = f"on inputs of zeros, which load uses, its channels cannot be traced ({problem})"
         raise UserError(f"{name} cannot be saved: {reason}") from problem
@@ -163,16 +162,16 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             with _Weightless():
                 network = described.build()
         else:
-            network = described.cut(copy.deepcopy(model).cpu())
+            network = described.cut(copied(model).cpu())
     except Exception as problem:  # networks and their tracing stumble over nonsense in many ways
         reason = f"{type(problem).__name__}: {problem}"
         reason = str(problem).removeprefix("model.") if isinstance(problem, UserError) else reason
         raise UserError(f"{folder}: cannot be built: {reason}") from problem
     own = network.state_dict()
     if faults := weights.misfits(stored, own):
-        cut = model and any(n in own and len(v) < len(own[n]) for n, v in stored.items() if v.ndim)
-        hint = "; if it was made from a network that was itself pruned, give that one as model" if cut else ""
-        raise UserError(f"{path}: does not fit {DESCRIPTION}: {faults}{hint}")
+        if model is not None and any(n in own and len(v) < len(own[n]) for n, v in stored.items() if v.ndim):
+            faults += "; if it was made from a network that was itself pruned, give that one as model"
+        raise UserError(f"{path}: does not fit {DESCRIPTION}: {faults}")
     for name, value in stored.items():  # into the network's dictionary, which knows the modules' versions
         own[name] = value.to(own[name].dtype, copy=True).contiguous()  # a copy that no file backs
     network.load_state_dict(own, assign=model is None)  # a given network keeps its tensors and their sharing

@@ -1,6 +1,6 @@
 """Budgets: the amount to remove, and the units of a network that can go to meet it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
@@ -44,9 +44,16 @@ class Candidates:
         free = [i for i, layers in enumerate(makers) if not any(matches(n, protected) for n in layers)]
         if not free:
             raise UserError(f"protected={list(protected)}: leaves no layer to prune")
-        units = [self.units[i] for i in free]
+        return self._at(free)
+
+    def excluding(self, layers: Container[str]) -> Self:
+        """Return those of other layers than these."""
+        return self._at([i for i, unit in enumerate(self.units) if unit.layer not in layers])
+
+    def _at(self, indices: Sequence[int]) -> Self:
+        units = [self.units[i] for i in indices]
         cost = CostModel(self.cost.layers, units, self.cost.dense.params)
-        return type(self)(units, cost, [self.least[i] for i in free])
+        return type(self)(units, cost, [self.least[i] for i in indices])
 
     def check(self, budget: Budget) -> None:
         """Refuse a target (UserError) that lies beyond reach."""

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, call, copied, map_tensors
+from lpslim.base.modules import Example, call, copied, map_tensors, tensors
 from lpslim.pruning.dependency import apply
 from lpslim.pruning.graph import Graph
 from lpslim.pruning.units import Cut, Units, channel_axis
@@ -165,8 +165,12 @@ def _precisions(model: nn.Module) -> list[torch.dtype]:
     """Return float64 and a network's own precision, if its copies fit into memory; UserError if none do."""
     weights = [p for p in model.parameters() if p.is_floating_point()]
     own, size = (weights[0].dtype if weights else torch.float32), sum(p.numel() for p in weights)
-    on_gpu = bool(weights) and weights[0].is_cuda
-    free = torch.cuda.mem_get_info(weights[0].device)[0] if on_gpu else psutil.virtual_memory().available
+    if weights and weights[0].is_cuda:
+        device = weights[0].device
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's to use
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    else:
+        free = psutil.virtual_memory().available
     fitting = [dtype for dtype in (torch.float64, own) if COPIES * size * dtype.itemsize <= free]
     if not fitting:
         needed = f"{COPIES} copies to compare take {COPIES * size * own.itemsize / 1e9:.1f} GB"
@@ -200,9 +204,7 @@ def _run(model: nn.Module, inputs: Example) -> list[Tensor]:
     """Return all tensors among a network's outputs; what it draws at random is the same every time."""
     with torch.random.fork_rng(), _NoDropout():  # under which torch fuses no attention
         torch.manual_seed(0)
-        outputs: list[Tensor] = []
-        map_tensors(call(model, inputs), outputs.append)
-        return outputs
+        return tensors(call(model, inputs))
 
 
 class _NoDropout(TorchFunctionMode):

@@ -70,7 +70,7 @@ def layer_costs(model: nn.Module, example: Example) -> list[LayerCost]:
         if isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.RNNBase, nn.RNNCellBase)):
             within += macs
     elsewhere = products.get("Global", 0) - within  # such as the projections of nn.MultiheadAttention
-    return [*costs, LayerCost("", elsewhere, 1, 1, 1, -1)] if elsewhere else costs
+    return [*costs, LayerCost("", elsewhere, 1, 1, 1, vectors=-1)] if elsewhere else costs  # uncounted
 
 
 def _products(counts: dict[object, int]) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 from torch_pruning.dependency import index_mapping
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, attributes_kept, call, eval_mode, map_tensors
+from lpslim.base.modules import Example, attributes_kept, call, eval_mode, tensors
 from lpslim.pruning.units import CONVOLUTIONS, ROOTS, Cut, is_depthwise, width_of
 
 logging.getLogger("torch_pruning").setLevel(logging.ERROR)
@@ -49,7 +49,7 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
             for notice in ("Unwrapped parameters", "Maximum recursive depth"):  # what is unclear stays whole
                 warnings.filterwarnings("ignore", notice)
             try:
-                self.build_dependency(model, example, forward_fn=call, output_transform=_tensors)
+                self.build_dependency(model, example, forward_fn=call, output_transform=tensors)
             except UNTRACEABLE as problem:
                 if not self.linked:
                     name, reason = type(model).__name__, f"{type(problem).__name__}: {problem}"
@@ -66,6 +66,10 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
         if module not in self.module2node:
             raise UserError(f"layer {layer!r}: nothing calls it by itself, or it goes on without a gradient")
         return self.module2node[module], self.get_pruner_of_module(module).prune_out_channels
+
+    def maker(self, units: str) -> str:
+        """Return the layer that makes units of this name: ``c`` itself, or of ``c:2``, its second kind."""
+        return units if units in self.modules else units.rpartition(":")[0] or units
 
     def _build_dependency(self, module2node: Any) -> None:
         super()._build_dependency(module2node)
@@ -124,7 +128,9 @@ class Walk:
         units: dict[int, Channels] = {}
         fixed = {*map(self._label, self.fixed)}
         for number, ((node, _), labels) in enumerate(self.reached.items()):
-            for index, label in labels.items() if node.module in self.traced.names else ():
+            if node.module not in self.traced.names:
+                continue
+            for index, label in labels.items():
                 if (shared := self._label(label)) not in fixed:
                     units.setdefault(shared, {}).setdefault(number, []).append(index)
         return list(units.values())
@@ -182,7 +188,10 @@ class Walk:
         return mapped
 
     def _takes(self, layer: str, edge: Any, highest: int) -> bool:
-        """Return whether an edge's target has these channels: one of width 1 is broadcast, and loses none."""
+        """Return whether an edge's target has these channels: of width 1 it is broadcast, and loses none.
+
+        UserError if it is too narrow otherwise.
+        """
         node, traced = edge.target, self.traced
         if node.module not in traced.names:
             return True
@@ -192,13 +201,6 @@ class Walk:
             other = traced.names[node.module]
             raise UserError(f"layer {layer!r}: its channels do not line up with {other!r}")
         return width is None or highest < width
-
-
-def _tensors(outputs: Any) -> list[torch.Tensor]:
-    """Return the tensors among a network's outputs."""
-    found: list[torch.Tensor] = []
-    map_tensors(outputs, found.append)
-    return found
 
 
 def tied(model: nn.Module) -> dict[str, list[str]]:

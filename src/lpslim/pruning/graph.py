@@ -44,7 +44,7 @@ class Graph:
         found, owner = list[Units](), dict[tuple[str, int], str]()
         for layer, sensitive in ((p.layer, p.sensitive) for p in prunables):
             if layer not in self.known:
-                self._group([layer.partition(":")[0]])
+                self._group([self.traced.maker(layer)])
             if layer not in self.known:
                 raise UserError(f"layer {layer!r}: no channel of it can go")
             units = replace(self.known[layer](), sensitive=sensitive)
@@ -62,7 +62,8 @@ class Graph:
     ) -> tuple[list[Units], dict[str, str]]:
         """Return the units of every layer that can lose channels, and layers that keep them, with the reason.
 
-        These are the convolutions and linear layers whose outputs are consumed. A product with a gate, as in
+        These are the convolutions and linear layers whose outputs are consumed; what is protected and the
+        outputs of the network are not listed. A product with a gate, as in
         squeeze-and-excitation, is no obstacle: the gate loses the channel too. A layer whose weight another
         one has as well, and what feeds it, keep their width. protected: layers, modules with all in them, or
         globs; UserError if one is not in the network. coupled: also channels that are added to or
@@ -87,7 +88,10 @@ class Graph:
             owned.update(layers)
             for units in group:
                 bound = any(matches(layer, protected) for layer in units.producers)
-                if bound or not units.consumers or units.size == 1 or self._one_weight(units):
+                if bound or not units.consumers or units.size == 1:
+                    continue
+                if names := self._one_weight(units):
+                    left |= {n: f"{names} have one weight" for n in units.producers if n in layers}
                     continue
                 if coupled or not units.coupled:
                     found.append(units)
@@ -118,17 +122,20 @@ class Graph:
         each as many channels. It is named by a layer that no other has, or by its first layer and a number.
         """
         walk = Walk(self.traced, layers)
-        found = {layer: walk.places.index(self.traced.outputs(layer)) for layer in layers}
-        places = {name: found[name] for name in self.modules if name in found}
+        place_of = {n: walk.places.index(self.traced.outputs(n)) for n in self.modules if n in layers}
         alike: dict[tuple[tuple[int, int], ...], list[Channels]] = {}
         for channels in walk.units():
-            alike.setdefault(tuple(sorted((p, len(own)) for p, own in channels.items())), []).append(channels)
+            kind = tuple(sorted((place, len(indices)) for place, indices in channels.items()))
+            alike.setdefault(kind, []).append(channels)
         walk.joined |= len(alike) > 1
-        lists = [([name for name in places if places[name] in units[0]], units) for units in alike.values()]
-        firsts = [min(min(own[places[made_by[0]]]) for own in units) for made_by, units in lists]
-        several = Counter(name for made_by, _ in lists for name in made_by)
+        lists = []
+        for units in alike.values():
+            made_by = [name for name, place in place_of.items() if place in units[0]]
+            first_channel = min(min(own[place_of[made_by[0]]]) for own in units)
+            lists.append((first_channel, made_by, units))
+        several = Counter(name for _, made_by, _ in lists for name in made_by)
         names, numbers = list[str](), Counter[str]()
-        for _, (made_by, units) in sorted(zip(firsts, lists, strict=True), key=itemgetter(0)):
+        for _, made_by, units in sorted(lists, key=itemgetter(0)):
             numbers[made_by[0]] += 1
             own = {name: name for name in made_by if several[name] == 1}
             own = own or {f"{made_by[0]}:{numbers[made_by[0]]}": made_by[0]}
@@ -143,7 +150,7 @@ class Graph:
         """Return units by one of their names, in the order of a layer's channels."""
         producers, consumers, loose, cuts = list[str](), list[str](), 0, list[Cut]()
         by = walk.places.index(self.traced.outputs(layer))
-        size, channels = len(channels), [own for _, own in sorted((min(own[by]), own) for own in channels)]
+        size, channels = len(channels), sorted(channels, key=lambda own: min(own[by]))
         for place in sorted(channels[0]):
             node, function = walk.places[place]
             indices = [i for own in channels for i in sorted(own[place])]
@@ -164,22 +171,23 @@ class Graph:
         dense = [each for each in made_by if not is_depthwise(self.modules[each])] or made_by
         members = [self._member(each, made) for each in dense if walk.joined or not plain]
         return Units(
-            name, size, False, tuple(producers), tuple(consumers), step if grouped else 1,
-            1 if grouped else step, self._axis(layer), loose, walk.joined, tuple(members), tuple(cuts),
+            name, size, False, tuple(producers), tuple(consumers), groups=step if grouped else 1,
+            head_dim=1 if grouped else step, scored_by=self._axis(layer), loose=loose, coupled=walk.joined,
+            members=tuple(members), cuts=tuple(cuts),
         )  # fmt: skip
 
     def _member(self, layer: str, made: Mapping[str, Sequence[int]]) -> Units:
         """Return all channels of a layer, and the batch-norm that they alone pass through."""
-        norm, pending = list[str](), [self.traced.outputs(layer)[0]]
-        for node in pending:
-            for following in node.outputs if not norm else ():
-                name = self.names.get(following.module, "")
-                if isinstance(following.module, BATCH_NORMS) and made.get(name) == made[layer]:
-                    norm = [name]
-                elif not name and following not in pending:
+        alone = Units(layer, width_of(self.modules[layer]), False, (layer,), (), scored_by=self._axis(layer))
+        pending = [self.traced.outputs(layer)[0]]
+        for node in pending:  # which grow
+            for following in node.outputs:
+                name, norm = self.names.get(following.module, ""), following.module
+                if isinstance(norm, BATCH_NORMS) and made.get(name) == made[layer]:
+                    return replace(alone, producers=(layer, name))
+                if not name and following not in pending:
                     pending.append(following)
-        width = width_of(self.modules[layer])
-        return Units(layer, width, False, (layer, *norm), (), scored_by=self._axis(layer))
+        return alone
 
     def _axis(self, layer: str) -> tuple[tuple[str, int], ...]:
         """Return where a layer's weight has its output channels, if not on its first axis."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lpslim.base.errors import UserError
+from lpslim.base.errors import UserError, reasons
 from lpslim.base.modules import Example, call
 from lpslim.pruning.budget import Candidates
 from lpslim.pruning.check import Comparison
@@ -32,10 +32,9 @@ def find(
     owners = _owners(candidates.units)
     left = _not_zero(model, example, candidates.units, owners) | _rescaled(model, candidates.units)
     if len(left) == len(candidates.units):
-        reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in left.items())
-        raise UserError(f"no layer can be silenced:{reasons}")
+        raise UserError(f"no layer can be silenced:{reasons(left)}")
     if left:
-        candidates = candidates.without(list(left))
+        candidates = candidates.excluding(left)
         owners = _owners(candidates.units)
     return candidates, _slices(model, owners), left
 
@@ -59,13 +58,15 @@ def _slices(model: nn.Module, owners: Owners) -> list[Slice]:
     """Return the slices of parameters that produce units."""
     modules, parameters, slices = dict(model.named_modules()), dict(model.named_parameters()), {}
     for (name, reads, axis), known in owners.items():
+        if reads:
+            continue
         module = modules.get(name)
         own = {name: axis} if module is None else {
             f"{name}.{part}": int(part == "weight" and getattr(module, "transposed", False))
             for part, _ in module.named_parameters(recurse=False)
         }  # fmt: skip
         index = sorted(known)
-        for parameter, along in own.items() if not reads else ():
+        for parameter, along in own.items():
             if max(index) < parameters[parameter].shape[along]:
                 groups = torch.tensor([known[i] for i in index])
                 slices[parameter] = Slice(parameter, along, torch.tensor(index), groups)
@@ -104,5 +105,7 @@ def _note_nonzero(
     module: nn.Module, inputs: Any, named: dict[str, Any], *, known: dict[int, int], nonzero: set[int]
 ) -> None:
     first = inputs[0] if inputs else named["input"]
-    live = first.movedim(channel_axis(module), 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    live = (
+        first.movedim(channel_axis(module), 0)[..., None].flatten(1).any(dim=1).nonzero().flatten().tolist()
+    )
     nonzero.update(known[i] for i in live if i in known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from lpslim.base.errors import UserError
+from lpslim.base.errors import UserError, reasons
 from lpslim.base.modules import Example, copied, eval_mode
 from lpslim.pruning import check as exactness
 from lpslim.pruning import criteria
@@ -17,6 +17,8 @@ from lpslim.pruning.cost import Cost, count
 from lpslim.pruning.dependency import apply
 from lpslim.pruning.selection import COUPLED_FLOOR, SCORE_NORMS, Kept, of_units
 from lpslim.pruning.units import Cut, Units
+
+VARYING = r"'[^']*'|[(\[].*[)\]]|\d[\d.e+-]*"  # names, shapes and numbers in the reasons of several layers
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def prune(
     floor: float = 0.1,
     coupled: bool = False,
     coupled_floor: float = COUPLED_FLOOR,
-    protected: Sequence[str] = (),
+    protected: str | Sequence[str] = (),
     round_to: int = 1,
     check: bool = True,
 ) -> Pruned:
@@ -77,7 +79,7 @@ def prune(
             parameters to remove, or of the units below the threshold.
         criterion, score_norm: a module of ``pruning.criteria`` and a key of ``selection.SCORE_NORMS``.
         batches: (inputs, labels) on the model's device, for criteria that run the network.
-        floor, coupled_floor: the share of its units that a layer keeps, and where they are coupled.
+        floor, coupled_floor: the least share of its units that a layer keeps, and where they are coupled.
         coupled: whether channels that are added to, or concatenated with, those of other layers go as well.
         protected: layers, modules with all that is in them, or globs, that keep every unit.
         round_to: layers keep a multiple of so many channels, or all; targets are then met only nearly.
@@ -110,9 +112,12 @@ def prune(
         before, after = dense.cost.dense, count(smaller, example) if check else dense.cost(widths)
     counts = {"target_flops": (after.macs, before.macs), "target_params": (after.params, before.params)}
     now, then = counts.get(key, (sum(widths), sum(unit.size for unit in dense.units)))
-    modes = tuple(dict.fromkeys(run.mode for run in survey.comparison.runs)) if survey.comparison else ()
-    asked, reached, left = f"{key}={value:g}", 1 - now / then, survey.left
-    return Pruned(smaller, tuple(dense.units), kept, before, after, example, asked, reached, left, modes)
+    runs = survey.comparison.runs if survey.comparison else []
+    return Pruned(
+        model=smaller, units=tuple(dense.units), kept=kept, dense=before, pruned=after, example=example,
+        budget=f"{key}={value:g}", reached=1 - now / then, left_alone=survey.left,
+        checked=tuple(dict.fromkeys(run.mode for run in runs)),
+    )  # fmt: skip
 
 
 def _chosen(
@@ -128,7 +133,7 @@ def _chosen(
             return dense, kept, [cut for some in cuts.values() for cut in some]
         survey.left.update(failing)
         _remaining(dense.units, survey.left)
-        dense = dense.without([*failing])
+        dense = dense.excluding(failing)
         dense.check(budget)
 
 
@@ -136,18 +141,20 @@ def _grouped(left: Mapping[str, str]) -> list[str]:
     """Return layers that keep their width in lines, those of like reasons in one."""
     alike: dict[str, list[str]] = {}
     for layer, reason in left.items():
-        alike.setdefault(re.sub(r"'[^']*'|[(\[].*[)\]]|\d[\d.e+-]*", "", reason), []).append(layer)
-    several = {names[0]: f"{len(names)} layers, {names[0]}, ..." for names in alike.values() if names[1:]}
-    return [f"{several.get(names[0], names[0])}: {left[names[0]]}" for names in alike.values()]
+        alike.setdefault(re.sub(VARYING, "", reason), []).append(layer)
+    lines = []
+    for first, *others in alike.values():
+        layers = f"{1 + len(others)} layers, {first}, ..." if others else first
+        lines.append(f"{layers}: {left[first]}")
+    return lines
 
 
 def _remaining(units: Sequence[Units], left: Mapping[str, str]) -> list[Units]:
     """Return the units of layers that are not left alone; UserError, with the reasons, if there are none."""
     remaining = [unit for unit in units if unit.layer not in left]
     if not remaining:
-        reasons = "".join(f"\n  {layer}: {reason}" for layer, reason in left.items())
         why = "all are protected, added, concatenated, tied, outputs or left alone"
-        raise UserError(f"no layer can lose channels: {why}{reasons}")
+        raise UserError(f"no layer can lose channels: {why}{reasons(left)}")
     return remaining
 
 

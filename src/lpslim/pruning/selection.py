@@ -38,7 +38,7 @@ SCORE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def of_units(units: Sequence[Units], scores: Mapping[str, Tensor], norm: str) -> list[Tensor]:
-    """Return the normalised scores (size,) of units: of those with members the highest of the members'.
+    """Return the normalised scores (size,) of each layer's units: of coupled ones the members' highest.
 
     What is added up is worth what it is to the layer that needs it most. Of several channels of a member the
     mean counts.

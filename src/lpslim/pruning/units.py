@@ -16,7 +16,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Cut(NamedTuple):
-    """Indices that a layer, or a loose parameter, loses: of its outputs, or of its inputs (``reads``)."""
+    """Channels removed from a layer or a loose parameter: of its outputs, or (``reads``) of its inputs."""
 
     name: str
     reads: bool
@@ -66,7 +66,9 @@ class Units:
     def without(self, gone: Iterable[int]) -> list[Cut]:
         """Return the cuts that remove these units."""
         chosen = list(gone)
-        parts = [(cut, self.rows(cut)) for cut in self.cuts if chosen]
+        if not chosen:
+            return []
+        parts = [(cut, self.rows(cut)) for cut in self.cuts]
         return [cut._replace(indices=[i for unit in chosen for i in rows[unit]]) for cut, rows in parts]
 
     def check(self, chosen: Sequence[int]) -> None:
@@ -102,9 +104,13 @@ def pooled(units: Sequence[Units], scores: Sequence[Tensor]) -> list[Tensor]:
 
 
 def norm_name(model: nn.Module, units: Units) -> str | None:
-    """Return the name of the first batch-norm that the units' channels pass through, if there is one."""
-    norms = (name for name in units.producers if isinstance(model.get_submodule(name), BATCH_NORMS))
-    return next(norms, None)
+    """Return the name of the first batch-norm of the units' channels and no others, if there is one."""
+    width = units.groups * units.size * units.head_dim
+    for name in units.producers:
+        module = model.get_submodule(name)
+        if isinstance(module, BATCH_NORMS) and module.num_features == width:
+            return name
+    return None
 
 
 def parameters_of(layers: Sequence[tuple[str, int]], own: Container[str]) -> list[tuple[str, int]]:

@@ -14,6 +14,8 @@ from lpslim.pruning.budget import Budget, removed_share
 from lpslim.pruning.cost import Cost, LayerCost, layer_costs, parameters
 from lpslim.pruning.units import regularised_weights
 
+ROUNDING = 1e-12  # relative: 0.29 * 100 is 28.999999999999996
+
 
 def prune(
     model: nn.Module, scored: Mapping[str, Tensor], example: Tensor, budget: Budget
@@ -49,7 +51,7 @@ def smallest(
     order = w.argsort(stable=True)
     order = order[z[order].argsort(stable=True)]
     stays = torch.ones(len(order), dtype=torch.bool)
-    stays[order[price[order].cumsum(0) <= amount]] = False
+    stays[order[price[order].cumsum(0) <= amount * (1 + ROUNDING)]] = False
     masks = torch.split(stays, [t.numel() for t in Z.values()])
     return {name: mask.view_as(Z[name]) for name, mask in zip(Z, masks, strict=True)}
 
@@ -75,5 +77,8 @@ def check(model: nn.Module, budget: Budget) -> None:
     dense = parameters(model)
     most = sum(weight.numel() for weight in regularised_weights(model).values()) / dense
     if removed_share(target, dense) >= most:
-        of = "of the weights of convolutions and linear layers"
-        raise UserError(f"target_params={target:g}: must be below {most:.4f}, the share {of}")
+        limit = f"below {most:.4f}, the share of"
+        if target >= 1:
+            limit = f"above {dense - round(most * dense)}, what is left without"
+        weights = "the weights of convolutions and linear layers"
+        raise UserError(f"target_params={target:g}: must be {limit} {weights}")

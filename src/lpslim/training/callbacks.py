@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, copied
+from lpslim.base.errors import UserError, reasons
+from lpslim.base.modules import Example, copied, map_tensors
 from lpslim.pruning import budget, check, graph, groups
 from lpslim.pruning.budget import Budget, Candidates
 from lpslim.pruning.prune import Pruned
@@ -103,7 +103,7 @@ class ChannelADMM(Regularizer):
         example: one input, such as (1, C, H, W), as for :func:`lpslim.prune`.
         target_flops, target_params, ratio: one of them, the budget, as for :func:`lpslim.prune`.
         epochs, updates_per_epoch: how long it pulls, and outer iterations in an epoch.
-        p, M: the penalty is |s|^(1/p) of a group's size s with its slope capped at M; p=0: no penalty.
+        p, M: the penalty is |s|^(1/p) of a group's size s with its slope capped at M; p=0: the projection.
         rho: weight of the pull: the steps of an outer iteration shrink the gap of W and V to exp(-rho) of it.
         floor, protected, round_to: as for :func:`lpslim.prune`.
         candidates: units that can go, in place of those that are found by tracing.
@@ -137,13 +137,13 @@ class ChannelADMM(Regularizer):
                 raise UserError(f"{name}={value}: must be {allowed}")
         self.model, self.example, self.epochs, self.measure = model, example, epochs, measure
         given = {"target_flops": target_flops, "target_params": target_params, "ratio": ratio}
-        self.goal = dict([budget.only(given, counts=True)])
-        self.budget = Budget(**self.goal, round_to=round_to)
+        self.key, self.value = budget.only(given, counts=True)
+        self.budget = Budget(**{self.key: self.value}, round_to=round_to)
         self.left: dict[str, str] = {}
         if candidates is None:
             units, self.left, *_ = check.survey(model, example, protected)
             if not units:
-                raise UserError(f"no layer can lose channels: {self.left or 'none was found'}")
+                raise UserError(f"no layer can lose channels:{reasons(self.left) or ' none was found'}")
             candidates = budget.candidates(model, example, units, adjust=floor, floor=floor)
         self.every = candidates
         self.candidates, self.slices, alone = groups.find(model, example, candidates)
@@ -222,13 +222,16 @@ class ChannelADMM(Regularizer):
     def cut(self) -> Pruned:
         """Return the network without the units that go; the original is left as it is, with the pull on."""
         smaller, kept, units = copied(self.model), self.kept(), tuple(self.every.units)
-        graph.prune(smaller, self.example, kept)
+        device = next(smaller.parameters()).device  # which the network may have been moved to
+        example = map_tensors(self.example, lambda tensor: tensor.to(device))
+        graph.prune(smaller, example, kept)
         cost, widths = self.every.cost, [len(kept[unit.layer]) for unit in units]
         shares = {"target_flops": cost.flops_drop(widths), "target_params": cost.params_drop(widths),
                   "ratio": 1 - sum(widths) / sum(unit.size for unit in units)}  # fmt: skip
-        ((key, value),) = self.goal.items()
-        return Pruned(smaller, units, kept, cost.dense, cost(widths), self.example, f"{key}={value:g}",
-                      shares[key], self.left)  # fmt: skip
+        return Pruned(
+            model=smaller, units=units, kept=kept, dense=cost.dense, pruned=cost(widths), example=example,
+            budget=f"{self.key}={self.value:g}", reached=shares[self.key], left_alone=self.left,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return Z, V, the choice, the weight of the pull and the convergence so far."""

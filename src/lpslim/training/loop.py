@@ -46,7 +46,7 @@ class TrainState:
     def batches(self, data: Data, batch_size: int) -> Iterator[Batch]:
         """Yield the rest of the current epoch, whose draws follow from (seed, stage, epoch) alone."""
         share, order = distributed.share(), derive_seed(self.seed, self.stage, "batches", self.epoch)
-        apart = [share.rank] if share.rank else []
+        apart = [share.rank] if share.rank else []  # the first draws what a run of one process would
         torch.manual_seed(derive_seed(self.seed, self.stage, "forward", self.epoch, *apart))  # of dropout
         batches = data.train.train_batches(batch_size, order, share)
         for _ in islice(batches, self.step):  # those before a checkpoint are drawn again

@@ -86,8 +86,8 @@ def text_data(settings: Any, source: str, task: Task, num_classes: int, train: R
     tokenizer, longest = encoders.tokenizer(settings.tokenizer), settings.max_length
 
     def encode(rows: Rows) -> TextSplit:
-        texts = ([texts[i] for texts, _ in rows] for i in range(len(rows[0][0])))
-        encoded = tokenizer(*texts, truncation=True, max_length=longest, return_token_type_ids=True)
+        columns = [list(column) for column in zip(*(texts for texts, _ in rows), strict=True)]
+        encoded = tokenizer(*columns, truncation=True, max_length=longest, return_token_type_ids=True)
         labels = torch.tensor([label for _, label in rows])
         return pack(encoded, labels.to(torch.float32 if task.regression else torch.long), tokenizer)
 
@@ -104,7 +104,7 @@ def read(path: Path, layout: Layout) -> Rows:
     there is no such file, it is no UTF-8, lacks a column, or has a label that is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # a text may hold a lone carriage return
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{path}: expected a file of UTF-8 text ({problem})") from problem
     rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
@@ -135,4 +135,4 @@ def _from_hub(name: str, layout: Layout) -> list[Rows]:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0][:160]
         raise UserError(f"dataset.name={name}: no texts from the hub by lpslim[glue] ({reason})") from problem
     columns, splits = layout.hub or layout.columns, ("train", layout.dev.replace("dev", "validation"))
-    return [[(tuple(str(row[name]) for name in columns), row["label"]) for row in parts[s]] for s in splits]
+    return [[(tuple(str(row[c]) for c in columns), row["label"]) for row in parts[s]] for s in splits]

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,7 +139,7 @@ def load(settings: Any, cache: Path) -> Data:
     for file in files:
         if not (length := file.stat().st_size):
             raise UserError(f"{file}: is empty")
-        listing.update(f"{file.relative_to(root)}\0{length}\n".encode())
+        listing.update(os.fsencode(f"{file.relative_to(root)}\0{length}\n"))
     source, fingerprint = f"image folder {root.name}", f"listing:{listing.hexdigest()}"
     fit, val = map(split, hold_out(len(train[1]), settings.val_fraction))
     tested, shape = split(torch.arange(len(train[1]), len(samples))), (3, size, size)

@@ -7,6 +7,7 @@ mean loss of (outputs, labels). One that cannot score every network has ``check(
 raises a UserError. Scores of different layers are put on one scale later, by ``selection.SCORE_NORMS``.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -78,11 +79,12 @@ def mean_over_images(
     """
     sources = [norm_name(model, unit) or unit.layer for unit in units]
     totals = {source: torch.zeros((), dtype=torch.float64) for source in sources}
-    images = 0
+    seen = Counter[str]()  # maps, of a layer that is called several times those of all calls
 
     def record(source: str, _: nn.Module, __: Any, maps: Tensor) -> None:
         if not maps.isfinite().all():
             raise UserError(f"batches: the feature maps of {source!r} are not finite")
+        seen[source] += len(maps)
         totals[source] = totals[source] + measure(F.relu(maps)).double().sum(dim=0).cpu()
 
     with eval_mode(model), ExitStack() as hooks:
@@ -91,8 +93,8 @@ def mean_over_images(
             hooks.enter_context(layer.register_forward_hook(partial(record, source)))
         for inputs, _ in batches:
             call(model, inputs)
-            every = inputs.values() if isinstance(inputs, dict) else inputs
-            images += len(inputs if isinstance(inputs, Tensor) else next(iter(every)))
-    if not images:
+    if not seen:
         raise UserError("batches: this criterion looks at feature maps and needs images, got none")
-    return [totals[source] / images for source in sources]
+    if unused := totals.keys() - seen.keys():
+        raise UserError(f"batches: {min(unused)!r} makes no feature maps for them")
+    return [totals[source] / seen[source] for source in sources]

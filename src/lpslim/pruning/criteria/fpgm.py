@@ -16,12 +16,15 @@ from lpslim.pruning.units import Units
 
 def check(model: nn.Module, units: Sequence[Units]) -> None:
     """Refuse units that are more than filters of one layer, such as attention heads (UserError)."""
-    if odd := next((unit.layer for unit in units if unit.scored_by), None):
+    several = (u.layer for u in units if any(name != u.layer for name, _ in u.scored_by))
+    if odd := next(several, None):
         raise UserError(f"layer {odd!r}: its units are more than filters of one layer, which FPGM compares")
 
 
 def score(model: nn.Module, units: Sequence[Units], *_: object) -> list[Tensor]:
     """Return ``s_i = sum_j ||W_i - W_j||_2`` per channel."""
-    filters = [weight_of(model, unit.layer).double().flatten(1) for unit in units]
+    axes = [unit.scored_by[0][1] if unit.scored_by else 0 for unit in units]
+    weights = [weight_of(model, unit.layer).double() for unit in units]
+    filters = [weight.movedim(axis, 0).flatten(1) for weight, axis in zip(weights, axes, strict=True)]
     # the faster way through x^2 + y^2 - 2xy gives equal filters a distance of 1e-8
     return [torch.cdist(f, f, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1) for f in filters]

@@ -31,7 +31,7 @@ def score(
     done = 0
     with attributes_kept(model), eval_mode(model), torch.enable_grad():
         for inputs, labels in batches:
-            positional, named = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+            positional, named = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
             value = loss(functional_call(model, leaves, positional, named), labels)
             gradients = torch.autograd.grad(value, list(leaves.values()))
             products = {n: leaves[n].detach().double() * g for n, g in zip(leaves, gradients, strict=True)}
@@ -41,9 +41,11 @@ def score(
             done += 1
     if not done:
         raise UserError("batches: this criterion needs inputs with labels, got none")
-    shapes = [(unit.groups, unit.size, unit.head_dim) for unit in units]
-    means = [total / done / (shape[0] * shape[2]) for total, shape in zip(totals, shapes, strict=True)]
-    return [mean[None, :, None].expand(shape).flatten() for mean, shape in zip(means, shapes, strict=True)]
+    scores = []
+    for unit, total in zip(units, totals, strict=True):
+        each = total / done / (unit.groups * unit.head_dim)
+        scores.append(each.repeat_interleave(unit.head_dim).repeat(unit.groups))
+    return scores
 
 
 def _gate(norm: str | None, unit: Units, own: Mapping[str, nn.Parameter]) -> list[tuple[str, int]]:
