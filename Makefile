@@ -65,7 +65,7 @@ compare: setup  ## all rivals and controls but the two of lp_channels at the pap
 FOLDERS = results_dir=$(RESULTS) work_dir=$(WORK)
 SMOKE_bert_glue = dataset=toy_text model=bert_tiny target_params=0.3
 SMOKE = $(if $(filter smoke,$(PROFILE)),$(or $(SMOKE_$(ROWS)),dataset=digits32 model.weights=null baseline.epochs=1))
-JOBS = '+experiment/$(ROWS)=glob(*)' profile=$(PROFILE) seed=$(SEEDS) $(FOLDERS) $(SMOKE) $(ARGS)
+JOBS = '+experiment/$(ROWS)=glob(*)' profile=$(PROFILE) 'seed=$(SEEDS)' $(FOLDERS) $(SMOKE) $(ARGS)
 # the small development sets of GLUE scatter by points: five seeds in place of three
 MORE_bert_glue = '+experiment/bert_glue=rte,mrpc,cola,stsb' profile=paper seed=3,4 $(FOLDERS) $(ARGS)
 MORE = $(if $(filter paper,$(PROFILE)),$(if $(filter file,$(origin SEEDS)),$(MORE_$(ROWS))))
@@ -75,7 +75,7 @@ WANTED = $(words $(wildcard conf/experiment/$(ROWS)/*.yaml)) * $(words $(subst $
 run-rows:
 	@planned=$$($(BIN)/python run.py -m $(JOBS) --dry-run | tee /dev/stderr | sed -n 's/^sweep: \([0-9]*\) jobs.*/\1/p'); \
 	test "$$planned" = $$(($(WANTED))) || { echo "$(ROWS): $$planned jobs in place of $$(($(WANTED)))" >&2; exit 1; }
-	@set -o pipefail; mkdir -p $(WORK); ended=0; said=$(WORK)/$(ROWS).log; \
+	@set -o pipefail; mkdir -p $(WORK) $(RESULTS); ended=0; said=$(WORK)/$(ROWS).log; \
 	$(BIN)/python run.py -m $(JOBS) | tee $$said || ended=$$?; \
 	$(if $(MORE),$(BIN)/python run.py -m $(MORE) | tee -a $$said || ended=$$?;) \
 	echo; if test $$ended = 0; then echo "no job failed"; \
@@ -119,4 +119,5 @@ latency: setup  ## latency of a pruned network beside its original: NETWORK=outp
 	PYTHONPATH=. $(BIN)/python benchmarks/latency.py '$(NETWORK)'
 
 clean:  ## remove finished stages and run folders, never results/
-	rm -rf $(WORK)
+	@case '$(WORK)' in ''|.|..|/|results) echo "WORK=$(WORK): not removed" >&2; exit 2;; esac
+	rm -rf -- '$(WORK)'

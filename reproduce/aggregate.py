@@ -1,7 +1,7 @@
 """Cells of tables: records grouped by everything but the seed, and the names of these groups."""
 
 import re
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -243,10 +243,17 @@ def plain(text: str) -> str:
     return " ".join(printable.split())
 
 
+def folder(text: str) -> Path:
+    """Return the path of a folder, for argparse."""
+    if not (path := Path(text)).is_dir():
+        raise ArgumentTypeError(f"{text}: no such folder")
+    return path
+
+
 def options(name: str, about: str | None) -> ArgumentParser:
     """Return the parser of the options that all renderers share."""
     parser = ArgumentParser(f"python -m reproduce.{name}", description=about)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records/ and output")
+    parser.add_argument("--results", type=folder, default="results", help="folder of records/ and output")
     parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to show")
     parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
     return parser

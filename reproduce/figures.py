@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     with files.atomic_file(path) as scratch:
                         figure.savefig(scratch, format=form, metadata=FORMATS[form])
                     print(path)
-    except UserError as problem:
+    except (UserError, OSError) as problem:
         parser.exit(2, f"error: {problem}\n")
     print("\n".join(remarks) if shown or remarks else f"no records to draw below {options.results}")
 

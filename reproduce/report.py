@@ -179,9 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not find_spec("itables"):
             raise UserError("itables is not installed: python -m pip install '.[report]'")
         text = page(records.read_all(options.results), options.protocol, options.outdated)
-    except UserError as problem:
+        files.write_text(options.results / "index.html", text)
+    except (UserError, OSError) as problem:
         parser.exit(2, f"error: {problem}\n")
-    files.write_text(options.results / "index.html", text)
     print(options.results / "index.html")
 
 

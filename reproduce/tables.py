@@ -10,7 +10,18 @@ from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import compare, markup
-from reproduce.aggregate import PROTOCOL, Group, best, by_pair, how_to_run, named, progress, slug, to_show
+from reproduce.aggregate import (
+    PROTOCOL,
+    Group,
+    best,
+    by_pair,
+    folder,
+    how_to_run,
+    named,
+    progress,
+    slug,
+    to_show,
+)
 from reproduce.aggregate import options as command_line
 from reproduce.compare import BANDS, Claim, Pair, every_claim, footnote, is_short, pairs
 from reproduce.findings import answers, pair_line, verdict
@@ -174,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the tables and print what was measured; exits with code 2 after a mistake of the user's."""
     parser = command_line("tables", __doc__)
     parser.add_argument("--readme", type=Path, help="renew the marked text there and in docs/findings.md")
-    parser.add_argument("--rows", type=Path, nargs="+", default=[], help="folders of experiments to count")
+    parser.add_argument("--rows", type=folder, nargs="+", default=[], help="folders of experiments to count")
     options = parser.parse_args(arguments)
     results: Path = options.results
     try:
@@ -185,10 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path = options.readme if name == "README.md" else options.readme.parent / name
             if path == options.readme or path.exists():
                 update_block(path, content)
-    except UserError as problem:
+        for name, content in pages.items():
+            files.write_text(results / name, content)
+    except (UserError, OSError) as problem:
         parser.exit(2, f"error: {problem}\n")
-    for name, content in pages.items():
-        files.write_text(results / name, content)
     for rows in options.rows:
         page_of = f"tables/table_{rows.name}.md" if rows.name in TITLES else "README.md"
         print(f"{progress(rows, found)}. Table: {results / page_of}")

@@ -35,6 +35,10 @@ RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would be written to th
 KEYS = [key for key, _, _ in declared(Config())]
 PATH_KEYS = [key for key, _, metadata in declared(Config()) if is_path(metadata)]
 PLUGIN_KEYS = ("regularizer.options.", "regularizer.penalty_options.")
+ASKING = {  # flags of Hydra's that ask for information
+    "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc",
+}  # fmt: skip
+DETAILS = {"--resolve", "--package", "-p"}  # of --cfg
 SET_BY_METHOD = {"regularizer", "regularizer.name", "regularizer.penalty", "criterion", "criterion.name",
                  "criterion.score_norm", "criterion.layer_budget_from", "retrain", "granularity"}  # fmt: skip
 
@@ -44,16 +48,19 @@ def main(words: Sequence[str], conf: Path) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flags in (["--debug"], ["--dry-run"], ["--multirun", "-m"]):
         parser.add_argument(*flags, action="store_true")
-    parser.add_argument("--config-dir", type=Path)
+    parser.add_argument("--config-dir", "-cd", type=Path)
     own, rest = parser.parse_known_args(words)
     rest = [_expanded(word) for word in (["dry_run=true", *rest] if own.dry_run else rest)]
-    if own.config_dir:
-        rest = [f"hydra.searchpath=[{_quoted(f'file://{own.config_dir.expanduser().absolute()}')}]", *rest]
     ConfigStore.instance().store(name="schema", node=Config)
     try:
-        if any(word.startswith("-") for word in rest):  # Hydra's own, such as --help and --cfg job
+        if own.config_dir:
+            folder = own.config_dir.expanduser().absolute()
+            if not folder.is_dir():
+                raise UserError(f"--config-dir={own.config_dir}: no such folder")
+            rest = [f"hydra.searchpath=[{_quoted(f'file://{folder}')}]", *rest]
+        if _asks_hydra(rest):
             with explained(rest, conf):
-                _hydra(rest, conf)
+                _hydra(["-m", *rest] if own.multirun else rest, conf)
             return 0
         with hydra.initialize_config_dir(str(conf), version_base="1.3"):
             composed = compose(rest, conf, swept=own.multirun)
@@ -71,6 +78,18 @@ def main(words: Sequence[str], conf: Path) -> int:
                 traceback.print_exception(problem)
             print(*(f"error: {line}" for line in str(problem).splitlines()), sep="\n", file=sys.stderr)
         return 2 if isinstance(problem, UserError) else 1
+
+
+def _asks_hydra(words: Sequence[str]) -> bool:
+    """Return whether the words ask Hydra for information; UserError for other flags, and for deletions."""
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    asks = not ASKING.isdisjoint(flags)
+    if odd := [flag for flag in flags if flag not in (ASKING | DETAILS if asks else ())]:
+        raise UserError(f"{odd[0]}: no such flag; settings are key=value")
+    for word in words:
+        if word.startswith("~") and not _key(word).startswith((*PLUGIN_KEYS, "hydra")):
+            raise UserError(f"{word}: a setting cannot be deleted; left out, it has its default")
+    return asks
 
 
 def compose(words: Sequence[str], conf: Path, swept: bool = False) -> DictConfig:
@@ -121,9 +140,9 @@ def _execute(composed: DictConfig, job: Any) -> Path | None:
     from lpslim.experiment.runner import execute  # imports torch, which a refusal need not wait for
 
     table, _, row = config.name.rpartition("/")
-    experiment = None
-    if row in GlobalHydra.instance().config_loader().get_group_options(f"experiment/{table}"):
-        experiment = checked(hydra.compose("config", [f"experiment={config.name}", *job.overrides.hydra]))
+    experiment, own = None, list(job.overrides.hydra)  # which may name a folder of the user's
+    if row in GlobalHydra.instance().config_loader().get_group_options(f"experiment/{table}", overrides=own):
+        experiment = checked(hydra.compose("config", [f"experiment={config.name}", *own]))
     try:
         return execute(config, experiment)
     except UserError as problem:
@@ -209,8 +228,9 @@ def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> st
 def _no_such(key: str, known: Sequence[str]) -> str:
     """Return that there is no such key, with those that are like it."""
     if key.startswith(PLUGIN_KEYS):
-        return f"{key}: no such key; +{key}=... adds it"
-    near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+        return f"{key}: no such key; ++{key}=... adds it"
+    spelled = {name.lower(): name for name in known}
+    near = [spelled[name] for name in difflib.get_close_matches(key.lower(), spelled, n=2, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
     return f"{key}: no such key; {hint}"
 

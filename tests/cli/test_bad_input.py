@@ -47,6 +47,7 @@ VALUES = {
     "seed=1.5": "could not be converted to Integer",
     "protocol=best": "must be one of last, val, paper",
     "epoch_scale=0": POSITIVE,
+    "epoch_scale=1e308": "must be a positive number, at most 1000",
     "granularity=blocks": "must be one of channels, weights",
     "retrain=scratch": "must be one of finetune, rewind, scratch_e, scratch_b",
     "round_to=0": "must be 1 or more",
@@ -105,6 +106,10 @@ VALUES = {
     "p": UNREADABLE, "p=1=2": UNREADABLE, "=3": UNREADABLE, "p=!!python/object/apply:os.system": UNREADABLE,
 }  # fmt: skip
 WHOLE = {
+    "RATIO=0.3": "RATIO: no such key; did you mean ratio",
+    "~baseline": "~baseline: a setting cannot be deleted; left out, it has its default",
+    "--epochs 3": "--epochs: no such flag; settings are key=value",
+    "--config-dir /nowhere p=3": "--config-dir=/nowhere: no such folder",
     "M=null dataset=nosuch": "dataset=nosuch: must be one of cifar10, ",
     "method=lp_channels regularizer.options.ramp=nan": "regularizer.options.ramp=nan: must be a finite",
     "method=lp_channels regularizer.options.ramp=abc": "regularizer.options: ",
@@ -114,7 +119,7 @@ WHOLE = {
     "+finetune.epochss=1": "finetune.epochss: no such key; did you mean finetune.epochs",
     "++trainer.foo.bar=1": "trainer.foo.bar: no such key",
     "dataset.rooot=x": "dataset.rooot: no such key; did you mean dataset.root",
-    "regularizer.options.a=1": "regularizer.options.a: no such key; +regularizer.options.a=... adds it",
+    "regularizer.options.a=1": "regularizer.options.a: no such key; ++regularizer.options.a=... adds it",
     "finetune.milestones=[0.7,0.2]": "finetune.milestones=[0.7, 0.2]: must be shares of the epochs",
     "trainer.trackers=[aim]": "trainer.trackers=['aim']: must be a list of tensorboard, wandb, mlflow, or []",
     "model=vgg16 dataset=glue/rte": "dataset=glue/rte: must be images for model=vgg16, and gives texts",

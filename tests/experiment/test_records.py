@@ -64,6 +64,9 @@ def test_what_is_read_is_what_was_written_also_of_a_run_that_diverged(tmp_path):
     assert path == tmp_path / "records" / "table" / "row" / f"{KEY}.json"
     assert records.read(path) == record
     assert records.read_all(tmp_path) == [record]
+    (tmp_path / "records" / "test.json").mkdir()
+    (tmp_path / "records" / "._x.json").write_bytes(b"\0")  # as macOS leaves them
+    assert records.read_all(tmp_path) == [record]
     assert record.epochs == {"baseline": 1}
     assert records.write(tmp_path, msgspec.structs.replace(record, seed=1)) == path
     assert records.read(path) == record  # never changed

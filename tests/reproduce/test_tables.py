@@ -165,6 +165,7 @@ def test_a_folder_of_rows_ends_with_its_count(results, capsys):
     for row in ("flops60_cos350", "flops66_cos350", "new"):
         (rows / f"{row}.yaml").touch()
     synthetic.write(results, synthetic.lost(NAME, 7))
+    (results / "conf" / "compare").mkdir()
     render(results, "--rows", str(rows), str(results / "conf" / "compare"))
     first, second = capsys.readouterr().out.splitlines()
     assert first == (

@@ -49,6 +49,7 @@ KIND = Rule(lambda kind: kind in ("", *KINDS), one_of(*KINDS).allowed)
 DENOMINATOR = Rule(lambda p: p == 0 or 1 <= p < inf, "1 or more (the penalty is |z|^(1/p)), or 0 for L0")
 CAP = Rule(POSITIVE.accepts, "a positive number, or null for no synaptic inhibition")
 PARAMS = Rule(POSITIVE.accepts, "the share to remove, above 0 and below 1, or how many to leave (67e6)")
+SCALE = Rule(lambda scale: 0 < scale <= 1000, "a positive number, at most 1000")
 SEED = Rule(lambda seed: 0 <= seed < 2**63, "0 or more, and below 2^63")
 WEIGHTS = Rule(bool, "a file, the name of weights, or null")
 
@@ -149,7 +150,7 @@ class Config:
     retrain: str = key("finetune", one_of("finetune", "rewind", "scratch_e", "scratch_b"))
     seed: int = key(0, SEED)
     protocol: str = key("last", one_of(*PROTOCOLS), ignored=True)
-    epoch_scale: float = key(1.0, POSITIVE)
+    epoch_scale: float = key(1.0, SCALE)
     equal_epochs: bool = False  # conf/config.yaml sets it; records from before it ran without
     results_dir: str = key("results", FOLDER, ignored=True)
     work_dir: str = key("outputs", FOLDER, ignored=True)

@@ -174,11 +174,17 @@ def read(path: Path) -> Record:
         raise UserError(f"{path}: not a record: {problem}") from problem
 
 
+def paths(results: Path) -> list[Path]:
+    """Return the paths of all records below ``results``, in order: no hidden files, no folders."""
+    found = (results / "records").rglob("*.json")
+    return sorted(path for path in found if not path.is_dir() and not path.name.startswith("."))
+
+
 def read_all(results: Path) -> list[Record]:
     """Read every record below ``results``, in the order of their paths (UserError: a file is none)."""
     gc.disable()  # no record is garbage, and the collector would go through all of them again and again
     try:
-        return [read(path) for path in sorted((results / "records").rglob("*.json"))]
+        return [read(path) for path in paths(results)]
     finally:
         gc.enable()
 

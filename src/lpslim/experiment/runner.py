@@ -44,16 +44,20 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
     """
     with distributed.fail_fast(but=(UserError, RunError)):
         distributed.make_accelerator(config.trainer)  # several processes find each other
-        run = main_process_first(lambda: _load(config))
+        if not config.dry_run:
+            broadcast_from_main(lambda: _check_writable(config))
+        with explained(()):
+            run = main_process_first(lambda: _load(config))
         key = run.steps["finetune"].key
         if len(set(gather_object([key]))) > 1:
             raise UserError("the processes of this run have different settings, or find different data")
         path = records.path_of(Path(config.results_dir), config.name, key)
+        folder = Path(config.work_dir) / "runs" / config.name / key[:8]
         known = broadcast_from_main(lambda: records.read(path) if path.exists() else None)
         if known and not config.dry_run:
-            _report(known, config, f"record: {path} (measured before)")
+            gone = "" if folder.is_dir() else "; another results_dir measures it again, for its network"
+            _report(known, config, f"record: {path} (measured before{gone})")
             return path
-        folder = Path(config.work_dir) / "runs" / config.name / key[:8]
         differs = broadcast_from_main(lambda: _begin(run, experiment_file, folder))
         if config.dry_run:
             return None
@@ -73,6 +77,11 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
             trackers.keep(path)
     _report(record, config, f"run folder: {folder}\nrecord: {path}")
     return path
+
+
+def _check_writable(config: Config) -> None:
+    for key in ("results_dir", "work_dir"):
+        files.check_writable(Path(getattr(config, key)), key)
 
 
 def _load(config: Config) -> stages.Run:
@@ -97,8 +106,6 @@ def _begin(run: stages.Run, experiment_file: Config | None, folder: Path) -> dic
     ahead = [epochs.get(step.name, 0) for step in steps if not step.done]
     print(f"  {len(steps) - len(ahead)} stages found, {len(ahead)} to do: {sum(ahead)} epochs")
     if not config.dry_run:
-        for key in ("results_dir", "work_dir"):
-            files.check_writable(Path(getattr(config, key)), key)
         files.write_json(folder / "config.json", asdict(config))
     return differs
 

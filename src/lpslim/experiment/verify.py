@@ -18,7 +18,7 @@ def verify(results: Path, work: Path) -> tuple[list[str], str]:
     """Return the problems of all records below ``results`` and their stages below ``work``, and a summary."""
     problems: list[str] = []
     faults: dict[Path, str | None] = {}  # of each stage's folder; None where it is gone
-    paths = sorted((results / "records").rglob("*.json"))
+    paths = records.paths(results)
     for path in paths:
         try:
             record = records.read(path)

@@ -29,7 +29,7 @@ def load(settings: Any, cache: Path) -> Data:
     if settings.name not in KINDS:
         raise UserError(f"dataset.name={settings.name}: must be one of {', '.join(KINDS)}")
     root, (kind, classes) = Path(settings.root), KINDS[settings.name]
-    if (root / "train").is_dir() and (root / "test").is_dir():
+    if (root / "train").is_dir() or (root / "test").is_dir():
         train, test = (list_images(root, split) for split in ("train", "test"))
         if (number := len(train[0])) != classes:
             raise UserError(f"dataset.root={root}: holds {number} classes; {settings.name} has {classes}")
