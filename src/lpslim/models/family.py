@@ -67,20 +67,23 @@ class Family(ABC):
 
     def weights_identity(self, name: str, weights: str) -> str:
         """Return ``sha256:<hex>`` of a file, or the full name of published weights; UserError for neither."""
-        if weights in (published := self.published(name)):
-            return published[weights].name
-        if not Path(weights).is_file():
+        entry = self._published(name, weights)
+        return entry.name if entry else f"sha256:{file_hash(Path(weights))}"
+
+    def _published(self, name: str, weights: str) -> Published | None:
+        """Return published weights by name, None for a file; UserError for neither."""
+        published = self.published(name)
+        if weights not in published and not Path(weights).is_file():
             names = f", or one of {', '.join(published)}" if published else ""
             raise UserError(f"model.weights={weights}: must be a file that exists{names}")
-        return f"sha256:{file_hash(Path(weights))}"
+        return published.get(weights)
 
     def load_weights(self, model: nn.Module, name: str, weights: str, folder: str | None = None) -> None:
         """Copy pretrained weights into a network; UserError if there are none such or they do not fit.
 
         folder: where the files of published weights lie; None: they are downloaded.
         """
-        self.weights_identity(name, weights)  # refuses what is not there
-        entry = self.published(name).get(weights)
+        entry = self._published(name, weights)
         path = entry.fetch(folder) if entry else Path(weights)
         state, own = read(path), model.state_dict()
         for theirs, ours in self.aliases:

@@ -38,13 +38,9 @@ class Survey(NamedTuple):
 
 
 def survey(
-    model: nn.Module,
-    example: Example,
-    protected: Sequence[str] = (),
-    *,
-    check: bool = True,
+    model: nn.Module, example: Example, protected: Sequence[str] = (), *, check: bool = True,
     coupled: bool = False,
-) -> Survey:
+) -> Survey:  # fmt: skip
     """Return the survey of a network; coupled: channels that layers share are among the units.
 
     What :meth:`Graph.discover` finds is compared without a random half of its units: layers that would not

@@ -63,6 +63,11 @@ class Regularizer(Callback):
         return None
 
 
+def iterations_done(step: int, steps_per_epoch: int, updates_per_epoch: int) -> int:
+    """Return how many outer iterations have ended after so many steps."""
+    return step * updates_per_epoch // steps_per_epoch
+
+
 class MaskKeeper(Callback):
     """Keeps pruned weights at zero: without a gradient, SGD and AdamW leave a zero where it is."""
 
@@ -170,9 +175,9 @@ class ChannelADMM(Regularizer):
     def after_step(self, step: int, steps_per_epoch: int) -> None:
         """Pull; do the Z- and U-step when an outer iteration ends with this step."""
         self.admm.step()
-        due, done = (n * self.per_epoch // steps_per_epoch for n in (step, step - 1))
-        if done < due <= self.iterations:
-            self._update(due, step / steps_per_epoch, steps_per_epoch)
+        done = iterations_done(step, steps_per_epoch, self.per_epoch)
+        if iterations_done(step - 1, steps_per_epoch, self.per_epoch) < done <= self.iterations:
+            self._update(done, step / steps_per_epoch, steps_per_epoch)
 
     def _update(self, done: int, epoch: float, steps_per_epoch: int) -> None:
         before, shrinkage = self.admm.stays, 1.0

@@ -9,7 +9,7 @@ from lpslim.base.errors import UserError
 from lpslim.pruning.units import regularised_weights
 from lpslim.sparsity.admm import ADMM
 from lpslim.sparsity.penalties import Penalty
-from lpslim.training.callbacks import Regularizer
+from lpslim.training.callbacks import Regularizer, iterations_done
 
 
 @dataclass(eq=False)
@@ -39,8 +39,8 @@ class ADMMRegularizer(Regularizer):
 
     def after_step(self, step: int, steps_per_epoch: int) -> None:
         """Do the Z- and U-step when an outer iteration ends with this step."""
-        due, done = (n * self.updates_per_epoch // steps_per_epoch for n in (step, step - 1))
-        if due > done:
+        before, now = (iterations_done(n, steps_per_epoch, self.updates_per_epoch) for n in (step - 1, step))
+        if before < now:
             row = {"iteration": len(self.convergence) + 1, "epoch": step / steps_per_epoch}
             self.convergence.append({**row, **asdict(self.admm.update())})
 
