@@ -30,6 +30,8 @@ def test_the_committed_figures_are_those_of_the_records():
     assert {path.name for path in (RESULTS / "figures").iterdir()} == {
         f"{name}.{form}" for name in names for form in figures.FORMATS
     }, "make plots; those of no record are to be removed"
+    shown = re.findall(r"!\[(.*)\]", (RESULTS / "README.md").read_text(encoding="utf-8"))
+    assert sorted(shown) == sorted(names)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/findings.md"])

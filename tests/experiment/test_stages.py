@@ -5,6 +5,8 @@ import torch
 
 import lpslim
 from lpslim.base import files, registry
+from lpslim.base.errors import UserError
+from lpslim.experiment import sweep
 from lpslim.experiment.statistics import summary
 from lpslim.models import storage
 
@@ -42,6 +44,8 @@ def test_without_a_validation_split_all_is_trained_on_and_nothing_says_val(run, 
     assert {tuple(sorted(accuracy)) for accuracy in record.accuracy.values()} == {("last", "paper")}
     assert {len(curve.val_accuracy) for curve in record.curves.values()} == {0}
     assert {len(curve.test_accuracy) for curve in record.curves.values()} == {1}
+    with pytest.raises(UserError, match=r"val_accuracy: needs a dataset\.val_fraction above 0"):
+        sweep.val_accuracy(record)
 
 
 @pytest.mark.parametrize("retrain", ["scratch_e", "scratch_b"])

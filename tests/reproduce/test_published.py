@@ -1,6 +1,7 @@
 """Published tables: every row of the paper's method has one experiment file, which says what the row says."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from reproduce import published
 from reproduce.published import TITLES, dense_of, read, rows_of
@@ -22,6 +23,8 @@ def test_every_row_of_ours_has_one_experiment_file_and_the_other_way_round():
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.experiment)
 def test_an_experiment_file_says_what_its_row_says(row):
     config = composed(f"experiment={row.experiment}")
+    own = OmegaConf.load(EXPERIMENTS / f"{row.experiment}.yaml")
+    assert (own.name, own.finetune) == (row.experiment, {"epochs": int(row.place["finetune_epochs"])})
     model = f"resnet{row.place['depth']}" if "depth" in row.place else row.table.split("_")[0]
     assert (config.model.name, config.dataset.name) == (model, row.table.split("_")[-1])
     assert config.finetune.schedule == {"cos": "cosine", "step": "step"}[row.place["schedule"]]

@@ -57,7 +57,8 @@ def test_what_is_equal_is_said_once_and_of_too_many_lines_the_best_are_shown(res
     page = render(results)
     section = page[page.index("### vgg_small on digits") :].split("###")[1]
     assert re.search(
-        r"\| Method +\| Fine-tuned \(%\) +\| Drop \(points\) +\| Training \(.*\| Epochs \(dense.* \|\n",
+        r"\| Method +\| Fine-tuned \(%\) +\| Drop \(points\) +\| Training \(10\^12 multiply-adds\) +"
+        r"\| Epochs \(dense / sparsify / fine-tune\) +\|\n",
         section,
     )
     assert "n: 3; Data: scikit-learn, embedded." in section

@@ -15,16 +15,32 @@ from omegaconf import DictConfig
 from lpslim.base import files
 from lpslim.base.errors import RunError, UserError
 from lpslim.experiment import records
-from lpslim.experiment.records import Record
+from lpslim.experiment.records import Record, Size
 
 LOST = "killed or stopped before its end; the same command goes on"
 
 
 MEASURES_KEY = "hydra.callbacks.objective.measures"
-MEASURES: Mapping[str, Callable[[Record], float]] = {  # of a run that ended
-    "val_accuracy": lambda record: record.curves["finetune"].val_accuracy[-1],
-    "params": lambda record: record.cost.pruned.params,  # type: ignore[union-attr]
-    "macs": lambda record: record.cost.pruned.macs,  # type: ignore[union-attr]
+NO_SPLIT = f"{MEASURES_KEY}=val_accuracy: needs a dataset.val_fraction above 0"
+
+
+def val_accuracy(record: Record) -> float:
+    """Return the fine-tuned network's accuracy on the validation split in percent (UserError: has none)."""
+    if not (curve := record.curves["finetune"].val_accuracy):
+        raise UserError(NO_SPLIT)
+    return curve[-1]
+
+
+def pruned(record: Record) -> Size:
+    """Return the size of the pruned network of a run that ended."""
+    assert record.cost.pruned is not None
+    return record.cost.pruned
+
+
+MEASURES: Mapping[str, Callable[[Record], float]] = {
+    "val_accuracy": val_accuracy,
+    "params": lambda record: pruned(record).params,
+    "macs": lambda record: pruned(record).macs,
 }
 
 
@@ -66,7 +82,7 @@ def check(composed: DictConfig) -> None:
     """Refuse (UserError) a search by an accuracy that its runs will not have."""
     objective = composed.hydra.callbacks.get("objective") or {}
     if "val_accuracy" in objective.get("measures", ()) and composed.dataset.val_fraction == 0:
-        raise UserError(f"{MEASURES_KEY}=val_accuracy: needs a dataset.val_fraction above 0")
+        raise UserError(NO_SPLIT)
 
 
 class Objective(Callback):
