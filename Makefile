@@ -88,7 +88,7 @@ count-rows:
 	--rows $(addprefix conf/experiment/,$(ROWS))
 
 tables: setup  ## render every table from the records in results/ (PROTOCOL=last|val|paper, OUTDATED=1)
-	$(BIN)/python -m reproduce.tables --results $(SHOWN) --protocol $(PROTOCOL) --readme README.md $(if $(OUTDATED),--outdated)
+	$(BIN)/python -m reproduce.tables --results $(SHOWN) --protocol $(PROTOCOL) $(if $(filter results,$(SHOWN)),--readme README.md) $(if $(OUTDATED),--outdated)
 
 plots: setup  ## draw every figure from the records in results/ (PROTOCOL=last|val|paper, OUTDATED=1)
 	$(BIN)/python -m reproduce.figures --results $(SHOWN) --protocol $(PROTOCOL) $(if $(OUTDATED),--outdated)

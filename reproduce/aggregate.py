@@ -1,7 +1,6 @@
 """Cells of tables: records grouped by everything but the seed, and the names of these groups."""
 
 import re
-from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -241,19 +240,3 @@ def plain(text: str) -> str:
     """Return ``text`` on one line: every control character and run of white space is one space."""
     printable = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
     return " ".join(printable.split())
-
-
-def folder(text: str) -> Path:
-    """Return the path of a folder, for argparse."""
-    if not (path := Path(text)).is_dir():
-        raise ArgumentTypeError(f"{text}: no such folder")
-    return path
-
-
-def options(name: str, about: str | None) -> ArgumentParser:
-    """Return the parser of the options that all renderers share."""
-    parser = ArgumentParser(f"python -m reproduce.{name}", description=about)
-    parser.add_argument("--results", type=folder, default="results", help="folder of records/ and output")
-    parser.add_argument("--protocol", choices=PROTOCOL, default="last", help="which accuracy to show")
-    parser.add_argument("--outdated", action="store_true", help="also what older code measured, with a mark")
-    return parser

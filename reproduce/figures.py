@@ -14,8 +14,8 @@ from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import plots, published
 from reproduce.aggregate import PROTOCOL, Group, best, budget, by_pair, named, scaled, shared, slug, to_show
-from reproduce.aggregate import options as command_line
 from reproduce.compare import FIGURE, comparable, drops, is_original
+from reproduce.options import command_line
 from reproduce.plots import ADMM, NEAR, PULLED, Series, literal
 from reproduce.published import number
 

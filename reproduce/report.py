@@ -19,11 +19,11 @@ from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import figures, markup, plots, published
 from reproduce.aggregate import PROTOCOL, Group, best, by_pair, outdated, plain, run_command, slug, to_show
-from reproduce.aggregate import options as command_line
 from reproduce.compare import BANDS, FIGURE, TABLE, Claim, every_claim, pairs
 from reproduce.details import details, identity
 from reproduce.findings import pair_line, verdict
 from reproduce.markup import Line
+from reproduce.options import command_line
 from reproduce.published import OURS, TITLES
 from reproduce.tables import FRONT, MOST, PAGES, measured_lines, overview_line, published_line
 
@@ -63,16 +63,9 @@ def _paper(
     lines: dict[bool, list[Line]] = {True: [], False: []}
     for claim in every:
         lines[claim.row.method == OURS or claim.row.is_dense].append(published_line(claim))
-    figure, caption = _against_flops(table, every, protocol), "Hollow: published. Filled: measured here"
-    if any(claim.measured for claim in every):
-        caption += ", pale where epochs were scaled; bar: 95 % interval over seeds"
-        caption += "; marks of one budget stand side by side"
-    else:
-        caption += ", which no row is yet"
+    figure = _against_flops(table, every, protocol)
     if table == TABLE and (costs := drawn.get(FIGURE)):
         figure = svg(costs, "Accuracy lost by pruning an encoder on each task, published and measured")
-        caption = "Hollow: published, of BERT-base. Filled: other encoders, measured here"
-        caption += "; mean over seeds, bar: standard deviation, from n = 3"
     ours = [answer for answer in answers if answer[0].row.experiment]
     return {
         "title": TITLES[table],
@@ -81,12 +74,22 @@ def _paper(
         "ours": markup.condensed(lines[True]),
         "others": markup.condensed(lines[False]),
         "figure": figure,
-        "caption": caption,
+        "caption": _caption(table, any(claim.measured for claim in every)),
         "rows": len(ours),
         "missing": [run_command(claim.row.experiment) for claim, *_ in ours if claim.group is None],
         "target": f"make reproduce-table-{table.partition('_')[0]} PROFILE=paper",
         "band": BANDS[table],
     }
+
+
+def _caption(table: str, measured: bool) -> str:
+    """Return what the marks and bars are in the figure of one table of the paper."""
+    if table == TABLE:
+        means = "mean over seeds, bar: standard deviation, from n = 3"
+        return f"Hollow: published, of BERT-base. Filled: other encoders, measured here; {means}"
+    bars = "bar: 95 % interval over seeds; marks of one budget stand side by side"
+    filled = f"pale where epochs were scaled; {bars}" if measured else "which no row is yet"
+    return f"Hollow: published. Filled: measured here, {filled}"
 
 
 def _against_flops(table: str, every: Sequence[Claim], protocol: str) -> Markup | None:

@@ -10,22 +10,11 @@ from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import compare, markup
-from reproduce.aggregate import (
-    PROTOCOL,
-    Group,
-    best,
-    by_pair,
-    folder,
-    how_to_run,
-    named,
-    progress,
-    slug,
-    to_show,
-)
-from reproduce.aggregate import options as command_line
+from reproduce.aggregate import PROTOCOL, Group, best, by_pair, how_to_run, named, progress, slug, to_show
 from reproduce.compare import BANDS, Claim, Pair, every_claim, footnote, is_short, pairs
 from reproduce.findings import answers, pair_line, verdict
 from reproduce.markup import Line, escaped, section
+from reproduce.options import command_line, folder
 from reproduce.plots import PAPER
 from reproduce.published import OURS, TITLES
 

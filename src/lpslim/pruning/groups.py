@@ -105,7 +105,6 @@ def _note_nonzero(
     module: nn.Module, inputs: Any, named: dict[str, Any], *, known: dict[int, int], nonzero: set[int]
 ) -> None:
     first = inputs[0] if inputs else named["input"]
-    live = (
-        first.movedim(channel_axis(module), 0)[..., None].flatten(1).any(dim=1).nonzero().flatten().tolist()
-    )
+    channels = first.movedim(channel_axis(module), 0)[..., None].flatten(1)
+    live = channels.any(dim=1).nonzero().flatten().tolist()
     nonzero.update(known[i] for i in live if i in known)

@@ -19,6 +19,7 @@ from lpslim.pruning.selection import Kept
 from lpslim.pruning.units import regularised_weights
 from lpslim.sparsity.channels import GroupADMM
 from lpslim.sparsity.penalties.lp import Lp
+from lpslim.training.schedule import iterations_done
 
 CUT_BELOW = 0.01  # of ||W||: the units that go may hold so much when they are cut
 ZERO_BELOW = 1e-6  # of ||W||: units that hold less are set to zero
@@ -61,11 +62,6 @@ class Regularizer(Callback):
     def kept(self) -> Kept | None:
         """Return the units that stay (layer -> indices), chosen here in place of a score and a target."""
         return None
-
-
-def iterations_done(step: int, steps_per_epoch: int, updates_per_epoch: int) -> int:
-    """Return how many outer iterations have ended after so many steps."""
-    return step * updates_per_epoch // steps_per_epoch
 
 
 class MaskKeeper(Callback):

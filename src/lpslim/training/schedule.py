@@ -88,3 +88,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
         return config.lr * 0.1 ** sum(epoch >= part * epochs for part in config.milestones)
     t = (epoch - warmup) / (epochs - warmup)
     return config.lr * (1 - t if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * t)))
+
+
+def iterations_done(step: int, steps_per_epoch: int, updates_per_epoch: int) -> int:
+    """Return how many outer iterations have ended after so many steps."""
+    return step * updates_per_epoch // steps_per_epoch

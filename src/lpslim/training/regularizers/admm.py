@@ -9,7 +9,8 @@ from lpslim.base.errors import UserError
 from lpslim.pruning.units import regularised_weights
 from lpslim.sparsity.admm import ADMM
 from lpslim.sparsity.penalties import Penalty
-from lpslim.training.callbacks import Regularizer, iterations_done
+from lpslim.training.callbacks import Regularizer
+from lpslim.training.schedule import iterations_done
 
 
 @dataclass(eq=False)
