@@ -19,6 +19,7 @@ from lpslim.experiment import records, runner, stages
 from lpslim.experiment.config import Config
 from lpslim.experiment.runner import execute
 from lpslim.pruning.cost import count
+from lpslim.training import distributed
 from tests.composing import ROOT, configured
 from tests.experiment.dying import TINY, places
 
@@ -67,6 +68,21 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path, capsys):
     ]  # fmt: skip
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "outputs" / "stages").exists()
+
+
+@pytest.mark.parametrize(("flags", "warned"), [("avx2", True), ("avx2 avx512_bf16", False)])
+def test_the_plan_says_where_bf16_is_slow(flags, warned, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(distributed, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    words = (
+        "model=vgg_small",
+        "dataset=digits",
+        "dry_run=true",
+        "trainer.precision=bf16",
+        "trainer.device=cpu",
+    )
+    execute(configured(*words, *places(tmp_path)), None)
+    assert ("trainer.precision=fp32 is far faster" in capsys.readouterr().out) == warned
 
 
 ZOO = ("model=torchvision", "dataset=digits32")

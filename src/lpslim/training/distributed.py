@@ -100,12 +100,17 @@ def resolved(runtime: RuntimeConfig) -> RuntimeConfig:
     cuda = runtime.device != "cpu" and torch.cuda.is_available()
     if runtime.device == "cuda" and not cuda:
         raise UserError("trainer.device=cuda: PyTorch sees no CUDA device; must be auto or cpu here")
-    precision = runtime.precision
+    device, precision = "cuda" if cuda else "cpu", runtime.precision
     if precision == "auto":
-        flags = CPU_INFO.read_text().split() if CPU_INFO.exists() else []
-        native = torch.cuda.get_device_capability() >= (8, 0) if cuda else not BF16_FLAGS.isdisjoint(flags)
-        precision = "bf16" if native else "fp32"
-    return replace(runtime, device="cuda" if cuda else "cpu", precision=precision)
+        precision = "bf16" if computes_bf16(device) else "fp32"
+    return replace(runtime, device=device, precision=precision)
+
+
+def computes_bf16(device: str) -> bool:
+    """Return whether a resolved device is known to compute in bf16; elsewhere PyTorch emulates it."""
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return CPU_INFO.exists() and not BF16_FLAGS.isdisjoint(CPU_INFO.read_text().split())
 
 
 def processor(device: str) -> str:
