@@ -1,12 +1,14 @@
 """Networks of one's own: pruned exactly, or left alone or refused with the reason. Nothing in between."""
 
 import copy
+import random
 from collections import UserDict
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -168,6 +170,16 @@ def test_what_channels_pass_through(middle, reason):
         assert f"left alone: a: {pruned.left_alone['a']}" in str(pruned).splitlines()
         with pytest.raises(UserError, match=r"no layer can lose channels.*\n  a: "):
             lpslim.prune(model, IMAGE.double(), ratio=0.5, protected=["b"])
+
+
+def test_what_training_draws_by_numpy_or_python():
+    model = between(nn.Identity(), training=lambda _, y: y * np.random.rand() + random.random()).double()
+    states = random.getstate(), np.random.get_state()
+    pruned = lpslim.prune(model, IMAGE.double(), ratio=0.5)
+    assert pruned.kept["a"]
+    assert not pruned.left_alone
+    assert random.getstate() == states[0]
+    np.testing.assert_equal(np.random.get_state(), states[1])
 
 
 def test_what_only_training_calls():

@@ -1,12 +1,14 @@
-"""Helpers for torch modules: evaluation mode as a context, copies, example inputs, layers by name."""
+"""Helpers for torch modules: evaluation mode, fixed random draws, copies, example inputs, layers by name."""
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,21 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Seed PyTorch, NumPy and Python, by which layers are skipped and inputs masked; afterwards undo it."""
+    pythons, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)
 
 
 def call(model: nn.Module, example: Example) -> Any:

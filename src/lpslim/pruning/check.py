@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import Example, call, copied, map_tensors, tensors
+from lpslim.base.modules import Example, call, copied, map_tensors, same_draws, tensors
 from lpslim.pruning.dependency import apply
 from lpslim.pruning.graph import Graph
 from lpslim.pruning.units import Cut, Units, channel_axis
@@ -198,8 +198,7 @@ def _zeros(
 @torch.no_grad()
 def _run(model: nn.Module, inputs: Example) -> list[Tensor]:
     """Return all tensors among a network's outputs; what it draws at random is the same every time."""
-    with torch.random.fork_rng(), _NoDropout():  # under which torch fuses no attention
-        torch.manual_seed(0)
+    with same_draws(), _NoDropout():  # under which torch fuses no attention
         return tensors(call(model, inputs))
 
 
