@@ -223,8 +223,12 @@ def apply(model: nn.Module, cuts: Iterable[Cut]) -> None:
     with all_trainable(model):  # what replaces a frozen parameter is frozen again
         for (name, reads, axis), gone in indices.items():
             if name in modules:
+                module = modules[name]
                 function = pruners[name].prune_in_channels if reads else pruners[name].prune_out_channels
-                function(modules[name], sorted(gone))
+                by_channel = isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels
+                function(module, sorted(gone))
+                if by_channel:  # Torch-Pruning leaves the number of groups
+                    module.num_groups = module.num_channels
             else:
                 old, (owner, _, own) = parameters[name], name.rpartition(".")
                 left = [i for i in range(old.shape[axis]) if i not in gone]
