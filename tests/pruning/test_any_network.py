@@ -191,6 +191,16 @@ def test_what_only_training_calls():
     pruned.model.train()(torch.randn(2, 3, 8, 8))
 
 
+def test_layers_of_other_types_keep_their_width():
+    def function(net, x):
+        y = net.a(x).relu().mean((2, 3))
+        return net.f(net.other(y, y).relu())
+
+    model = Net(function, a=conv(3, 8), other=nn.Bilinear(8, 8, 6), f=fc(6, 4))
+    with pytest.raises(UserError, match=r"no layer can lose channels.*(\n.*)*\n  other: Bilinear is none of"):
+        lpslim.prune(model, IMAGE, ratio=0.5)
+
+
 def test_without_the_check_it_is_the_users_risk():
     pruned = lpslim.prune(between(nn.GroupNorm(4, 8)), IMAGE, target_params=0.4, round_to=2, check=False)
     with pytest.raises(RuntimeError, match="divisible"):

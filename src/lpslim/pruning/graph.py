@@ -22,6 +22,9 @@ def prune(model: nn.Module, example: Example, kept: Mapping[str, Sequence[int]])
     apply(model, [cut for cuts in Graph(model, example).cuts(kept).values() for cut in cuts])
 
 
+KNOWN = (*ROOTS, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)  # layers that need no reason to keep channels
+
+
 class Graph:
     """Network, traced once on an example on its device, and walked for the channels that go together.
 
@@ -63,16 +66,16 @@ class Graph:
         """Return the units of every layer that can lose channels, and layers that keep them, with the reason.
 
         These are the convolutions and linear layers whose outputs are consumed; what is protected and the
-        outputs of the network are not listed. A product with a gate, as in
-        squeeze-and-excitation, is no obstacle: the gate loses the channel too. A layer whose weight another
-        one has as well, and what feeds it, keep their width. protected: layers, modules with all in them, or
+        outputs of the network are not listed. A product with a gate, as in squeeze-and-excitation, is no
+        obstacle: the gate loses the channel too. A layer whose weight another one has as well, and what feeds
+        it, keep their width, and so do layers of other types. protected: layers, modules with all in them, or
         globs; UserError if one is not in the network. coupled: also channels that are added to or
         concatenated with others.
         """
         protected = [protected] if isinstance(protected, str) else protected
         if unknown := [entry for entry in protected if not any(matches(n, [entry]) for n in self.modules)]:
             raise UserError(f"protected: the network has no {unknown[0]!r}")
-        found, left, owned = list[Units](), dict[str, str](), set[str]()
+        found, owned, left = list[Units](), set[str](), self._unknown()
         for name, module in self.modules.items():
             if name in owned or not isinstance(module, ROOTS) or width_of(module) == 1:
                 continue
@@ -83,7 +86,7 @@ class Graph:
                 reason = str(problem).removeprefix(f"layer {name!r}: ")
                 if not isinstance(problem, UserError):
                     reason = f"its channels cannot be followed ({type(problem).__name__}: {problem})"
-                left |= {layer: reason for layer in layers if not matches(layer, protected)}
+                left |= dict.fromkeys(layers, reason)
                 group = []
             owned.update(layers)
             for units in group:
@@ -100,7 +103,21 @@ class Graph:
                     others = [repr(other) for other in layers if other != layer]
                     joined = f"added to those of {others[0]}" if others else "added, concatenated or split"
                     left[layer] = f"its channels are {joined}: coupled=True removes them together"
-        return found, left
+        return found, {name: reason for name, reason in left.items() if not matches(name, protected)}
+
+    def _unknown(self) -> dict[str, str]:
+        """Return the layers of other types whose weight is a matrix, such as GPT-2's, and why they stay."""
+        matrices = (
+            n.rpartition(".")[0] for n, p in self.parameters.items() if n.endswith(".weight") and p.ndim > 1
+        )
+        types = {
+            name: type(self.modules[name]).__name__
+            for name in matrices
+            if not isinstance(self.modules[name], KNOWN)
+        }
+        return {
+            n: f"{kind} is none of torch.nn's convolutions and linear layers" for n, kind in types.items()
+        }
 
     def cuts(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[Cut]]:
         """Return, for each layer, the cuts that leave the units ``kept``; UserError as :func:`prune`."""
