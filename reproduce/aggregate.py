@@ -20,6 +20,8 @@ PROTOCOL = {
     "paper": "at the epoch that is best on the test set, as published tables mostly do: biased upwards",
 }
 WORDS = {"None": "null", "True": "true", "False": "false"}
+LAYOUT = ("trainer.channels_last", "trainer.compile")
+NUMERICS = ("trainer.precision", *LAYOUT)  # the arithmetic of a run, by which comparable runs may differ
 FIVE_SEEDS = {f"bert_glue/{task}" for task in ("rte", "mrpc", "cola", "stsb")}  # small development sets
 
 
@@ -188,16 +190,23 @@ def _details(records: Sequence[Record]) -> list[list[str]]:
     parts = _differing(whole)
     settings = [dict(flat({key: config.get(key) for key in parts})) for config in whole]
     keys = _differing(settings)
-    details = [[setting(key, chosen[key]) for key in keys if key in chosen] for chosen in settings]
-    if len(set(map(tuple, details))) < len(details):
-        details = [[*own, f"key={r.groups['finetune'][:8]}"] for own, r in zip(details, records, strict=True)]
-    return details
+    for some in ([key for key in keys if key not in LAYOUT], keys):
+        details = [[setting(key, chosen[key]) for key in some if key in chosen] for chosen in settings]
+        if len(set(map(tuple, details))) == len(details):
+            return details
+    return [[*own, f"key={r.groups['finetune'][:8]}"] for own, r in zip(details, records, strict=True)]
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the keys whose values are not the same everywhere and change a result."""
     keys = dict.fromkeys(key for chosen in settings for key in chosen if key not in IGNORED_KEYS)
     return [key for key in keys if any(chosen.get(key) != settings[0].get(key) for chosen in settings)]
+
+
+def numerics(record: Record) -> dict[str, Any]:
+    """Return the arithmetic of a run: setting -> value."""
+    config = dict(flat(record.config))
+    return {key: config.get(key) for key in NUMERICS}
 
 
 def setting(key: str, value: Any) -> str:

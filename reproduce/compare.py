@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lpslim.base.files import canonical
 from lpslim.experiment.config import IGNORED_KEYS, Config, flat
 from lpslim.experiment.records import Record, Samples
 from lpslim.experiment.statistics import Summary, paired_difference, summary, verdict
-from reproduce.aggregate import Group, best, by_pair, grouped, named, outdated, setting
+from reproduce.aggregate import NUMERICS, Group, best, by_pair, grouped, named, numerics, outdated, setting
 from reproduce.markup import Line
 from reproduce.published import OURS, TITLES, Row, dense_of, read
 
@@ -26,9 +26,8 @@ COMPLETE = {  # samples: train with val, test
 
 KNOBS = ("p", "M", "rho", "lamb", "granularity", "retrain", "criterion")  # with the regulariser: a method
 DEFAULTS = dict(flat(asdict(Config())))
-# what may differ between comparable runs: the method, and what changes the last bits alone
+# what may differ between comparable runs, beside their arithmetic: the method
 METHOD = {*KNOBS, "regularizer", "scratch", "equal_epochs", "ratio", "seed"}
-NUMERICS = {"trainer.channels_last", "trainer.compile"}
 
 Runs = Mapping[str, Sequence[Record]]  # experiment -> its records
 TABLE, FIGURE, PUBLISHED = "bert_glue", "drops_glue", "BERT-base, published"
@@ -95,10 +94,14 @@ def _judged(row: Row, rows: Sequence[Row], group: Group, configured: Sequence[Gr
     if not original and published is not None and reference and reference.accuracy is not None:
         value, published, how = -group.drop(protocol).mean, published - reference.accuracy, "drops compared: "
     current = [g for g in configured if not outdated(g.first) and g.first.data == group.first.data]
+    arithmetic = [numerics(g.first) for g in current]
+    twice = any(arithmetic.count(each) > 1 for each in arithmetic)
     difference = None
     if reason := outdated(group.first):
         status = f"† not comparable: {reason}"
-    elif len(current) > 1:  # the experiment file has changed, and older runs are still there
+    elif (
+        twice or len({_settled(g.first, row.is_dense) for g in current}) > 1
+    ):  # an older file's are still there
         status = f"not comparable: {len(current)} configurations under this name"
     elif published is None:
         status = "no published figure"
@@ -106,8 +109,22 @@ def _judged(row: Row, rows: Sequence[Row], group: Group, configured: Sequence[Gr
         status = "not comparable: other data source"
     else:
         difference = value - published
-        status = how + verdict(value, published, BANDS[row.table])
+        own = numerics(group.first).items()
+        told = [setting(key, value) for key, value in own if any(a[key] != value for a in arithmetic)]
+        status = (f"{', '.join(told)}: " if told else "") + how + verdict(value, published, BANDS[row.table])
     return Claim(row, status, group, measured, difference)
+
+
+def _settled(record: Record, dense: bool) -> str:
+    """Return all that decides a result but seed and arithmetic; ``dense``: that of the dense network."""
+    parts = ("model", "dataset", "baseline") if dense else tuple(asdict(Config()))
+    return canonical({k: v for k, v in _settings(record).items() if k != "seed" and k.split(".")[0] in parts})
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Return the settings that decide a result, but for the arithmetic."""
+    config = {**DEFAULTS, **dict(flat(record.config))}  # a setting may be younger than a record
+    return {key: value for key, value in config.items() if key not in IGNORED_KEYS and key not in NUMERICS}
 
 
 def _measured(row: Row, group: Group, protocol: str) -> dict[str, Summary]:
@@ -161,9 +178,8 @@ def comparable(groups: Sequence[Group]) -> list[list[Group]]:
     """
     gathered: dict[str, list[Group]] = {}
     for group in groups:
-        config = {**DEFAULTS, **dict(flat(group.first.config))}  # a setting may be younger than a record
-        free = {*IGNORED_KEYS, *NUMERICS}
-        same = {k: v for k, v in config.items() if k not in free and k.split(".")[0] not in METHOD}
+        config = _settings(group.first)
+        same = {k: v for k, v in config.items() if k.split(".")[0] not in METHOD}
         sparsified = config["regularizer.name"] != "none" and config["retrain"] == "finetune"
         if sparsified or config["equal_epochs"] or config["retrain"].startswith("scratch"):
             same["finetune.epochs"] += config["regularizer.train.epochs"]
@@ -174,11 +190,19 @@ def comparable(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def pairs(groups: Sequence[Group], protocol: str) -> list[Pair]:
-    """Return the paper's method, with its constants, beside every other one that is comparable."""
+    """Return the paper's method, with its constants, beside every other one that is comparable.
+
+    It is the one of the other's arithmetic, or else that of most seeds.
+    """
     made = []
     for together in comparable(groups):
-        if ours := next((group for group in together if group.runs and is_ours(group.first)), None):
-            made += [_pair(ours, *other, protocol) for other in named(together) if other[1] is not ours]
+        ours = [group for group in together if group.runs and is_ours(group.first)]
+        ours.sort(key=lambda group: -len(group.runs))
+        for name, other in named(together):
+            alike = [each for each in ours if numerics(each.first) == numerics(other.first)]
+            if ours and other is not ours[0]:
+                own = alike[0] if alike and other not in ours else ours[0]
+                made.append(_pair(own, name, other, protocol))
     return made
 
 

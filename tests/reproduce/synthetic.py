@@ -110,7 +110,8 @@ def _config(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
 
 def _keys(config: dict[str, Any], data: str, rule: str, versions: dict[str, int], seed: int | None) -> dict:
     """Return a key per stage, of what it and the stages before it depend on."""
-    dense = [config[key] for key in ("model", "dataset", "baseline")]
+    arithmetic = [config["trainer"][key] for key in ("precision", "channels_last", "compile")]
+    dense = [arithmetic, *(config[key] for key in ("model", "dataset", "baseline"))]
     admm = [dense, *(config[key] for key in ("p", "M", "rho", "lamb", "regularizer"))]
     every = [rule, {key: own for key, own in flat(config) if key not in IGNORED_KEYS and key != "seed"}]
     keys, code = {}, []

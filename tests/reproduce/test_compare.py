@@ -74,6 +74,24 @@ def test_neither_other_versions_of_the_file_nor_of_the_code_are_compared():
     assert (old.difference, new.status) == (None, "within")
 
 
+def test_a_row_run_in_other_arithmetic_is_judged_beside():
+    native, other = {"trainer.precision": "bf16"}, {"trainer.precision": "fp32", "trainer.compile": True}
+    runs = [synthetic.record(NAME, final=94.4, **native), synthetic.record(NAME, 1, final=93.0, **other)]
+    statuses = [claim.status for claim in claims_of(NAME, *runs)]
+    assert statuses == [
+        "trainer.precision=bf16, trainer.compile=false: within",
+        "trainer.precision=fp32, trainer.compile=true: below",
+    ]
+    (claim,) = claims_of(NAME, *runs[:1])
+    assert claim.status == "within"
+    changed = [
+        claim.status for claim in claims_of(NAME, runs[0], synthetic.record(NAME, 1, lamb=2e-4, **other))
+    ]
+    assert changed == ["not comparable: 2 configurations under this name"] * 2
+    dense = claims_of("vgg16_cifar10", runs[0], synthetic.record(OTHER, p=3.0, **other))
+    assert [claim.status.rpartition(": ")[2] for claim in dense] == ["within", "within"]
+
+
 def test_runs_that_all_diverged_say_where():
     (claim,) = claims_of(NAME, synthetic.lost(NAME))
     assert (claim.status, claim.measured, claim.difference) == ("diverged (finetune, epoch 3)", {}, None)
@@ -143,6 +161,15 @@ def test_the_papers_method_is_paired_by_seed_with_every_other_one_of_its_conditi
     assert result["lost"] == (None, "diverged (finetune, epoch 3)")
     assert result["late"] == (None, "no seed in common")
     assert len(result) == 6
+
+
+def test_a_method_is_paired_with_the_papers_of_its_arithmetic_if_there_is_one():
+    other = {"trainer.precision": "fp32", "trainer.compile": True}
+    runs = [*synthetic.seeds("a/lp", [93.0, 92.0]), synthetic.record(final=93.3, **other)]
+    runs += [synthetic.record(final=93.1, method="L1", p=1.0, **other)]
+    runs += [synthetic.record(final=92.5, method="L0", p=0.0, **{"trainer.precision": "bf16"})]
+    found = {name: round(difference.mean, 6) for name, (difference, _) in paired(*runs).items()}
+    assert found == {"L1": 0.2, "L0": 0.5, "Lp p=5, M=1, trainer.precision=fp32": -0.3}
 
 
 @pytest.mark.parametrize(
