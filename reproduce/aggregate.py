@@ -1,27 +1,25 @@
-"""Cells of tables: records grouped by everything but the seed, and the names of these groups."""
+"""Cells of tables: records grouped by everything but the seed."""
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
 from lpslim.base.errors import UserError
-from lpslim.experiment.config import IGNORED_KEYS, KINDS, flat
+from lpslim.experiment.config import IGNORED_KEYS, Config, flat
 from lpslim.experiment.records import RULE, VERSIONS, Record
 from lpslim.experiment.statistics import Summary, summary
-from reproduce.published import TITLES
 
-ORDER = {kind: place for place, kind in enumerate(KINDS)}  # of methods in tables; other kinds come last
 PROTOCOL = {
     "last": "after the last epoch",
     "val": "at the epoch that is best on the validation split",
     "paper": "at the epoch that is best on the test set, as published tables mostly do: biased upwards",
 }
-WORDS = {"None": "null", "True": "true", "False": "false"}
 LAYOUT = ("trainer.channels_last", "trainer.compile")
 NUMERICS = ("trainer.precision", *LAYOUT)  # the arithmetic of a run, by which comparable runs may differ
+DEFAULTS = dict(flat(asdict(Config())))
 FIVE_SEEDS = {f"bert_glue/{task}" for task in ("rte", "mrpc", "cola", "stsb")}  # small development sets
 
 
@@ -47,6 +45,12 @@ class Group:
         """Places where runs diverged, such as ``diverged (finetune, epoch 3)``; empty if none did."""
         places = [f"{end.stage}, epoch {end.epoch}" for run in self.diverged if (end := run.diverged)]
         return f"diverged ({'; '.join(dict.fromkeys(places))})" if places else ""
+
+    @property
+    def arithmetic(self) -> dict[str, Any]:
+        """Arithmetic of its runs: setting -> value."""
+        config = dict(flat(self.first.config))
+        return {key: config.get(key) for key in NUMERICS}
 
     def accuracy(self, stage: str, protocol: str) -> Summary:
         """Return the test accuracy after ``stage`` in percent; ValueError where all runs diverged."""
@@ -112,6 +116,12 @@ def best(groups: Sequence[Group], protocol: str, most: int) -> Sequence[Group]:
     return nlargest(most, ended, key=lambda group: group.accuracy("finetune", protocol).mean)
 
 
+def decisive(record: Record) -> dict[str, Any]:
+    """Return the settings that decide a result, but for the arithmetic."""
+    config = {**DEFAULTS, **dict(flat(record.config))}  # a setting may be younger than a record
+    return {key: value for key, value in config.items() if key not in IGNORED_KEYS and key not in NUMERICS}
+
+
 def outdated(record: Record) -> str:
     """Return where today's code or counting rule differs from a record's; empty if nowhere."""
     old = sorted(record.versions.items() - VERSIONS.items())
@@ -160,92 +170,3 @@ def progress(rows: Path, records: Iterable[Record]) -> str:
     parts = [f"{rows.name}: {len(names) - len(missing)} of {len(names)} rows have a record"]
     parts += [f"{word}: {', '.join(some)}" for word, some in (("none", missing), ("diverged", lost)) if some]
     return "; ".join(parts)
-
-
-def named(groups: Sequence[Group]) -> list[tuple[str, Group]]:
-    """Return the groups under their names, by kind of method and name; a mark follows what is outdated."""
-    alike: dict[str, list[Group]] = {}
-    for group in groups:
-        alike.setdefault(group.first.method, []).append(group)
-    pairs = [
-        (", ".join([method, *details]) + (" †" if outdated(group.first) else ""), group)
-        for method, members in alike.items()
-        for group, details in zip(members, _details([group.first for group in members]), strict=True)
-    ]
-    return sorted(pairs, key=lambda pair: (ORDER.get(pair[1].first.kind, len(ORDER)), pair[0]))
-
-
-def _details(records: Sequence[Record]) -> list[list[str]]:
-    """Return for each record what tells it from the others: a published row's name, or settings, data, code.
-
-    Where none of these does, its key.
-    """
-    rows = [r.experiment.rpartition("/")[2] + scaled(r) for r in records if is_row(r)]
-    if len(records) > 1 and len(records) == len(rows) == len(set(rows)):
-        return [[row] for row in rows]
-    whole = [
-        {**r.config, "seed": 0, "data": r.data.source, "code": list(r.versions.values()), "rule": r.cost.rule}
-        for r in records
-    ]
-    parts = _differing(whole)
-    settings = [dict(flat({key: config.get(key) for key in parts})) for config in whole]
-    keys = _differing(settings)
-    for some in ([key for key in keys if key not in LAYOUT], keys):
-        details = [[setting(key, chosen[key]) for key in some if key in chosen] for chosen in settings]
-        if len(set(map(tuple, details))) == len(details):
-            return details
-    return [[*own, f"key={r.groups['finetune'][:8]}"] for own, r in zip(details, records, strict=True)]
-
-
-def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the keys whose values are not the same everywhere and change a result."""
-    keys = dict.fromkeys(key for chosen in settings for key in chosen if key not in IGNORED_KEYS)
-    return [key for key in keys if any(chosen.get(key) != settings[0].get(key) for chosen in settings)]
-
-
-def numerics(record: Record) -> dict[str, Any]:
-    """Return the arithmetic of a run: setting -> value."""
-    config = dict(flat(record.config))
-    return {key: config.get(key) for key in NUMERICS}
-
-
-def setting(key: str, value: Any) -> str:
-    """Return ``key=value`` as one would type it on the command line."""
-    text = f"{value:.12g}" if isinstance(value, float) else str(value).replace("'", "").replace(", ", ",")
-    return f"{key}={WORDS.get(text, text)}"
-
-
-def target(record: Record) -> str:
-    """Return what a run was asked to remove, as one would type it, such as ``target_flops=0.5``."""
-    key = next((key for key in ("target_flops", "target_params") if record.config[key]), "ratio")
-    return setting(key, record.config[key])
-
-
-def budget(record: Record) -> str:
-    """Return the same in words for a share of the FLOPs: ``50 % of the multiply-adds removed``."""
-    share = record.config["target_flops"]
-    return f"{100 * share:g} % of the multiply-adds removed" if share else target(record)
-
-
-def is_row(record: Record) -> bool:
-    """Return whether a run is that of a published row, of its length or of a share of it."""
-    return record.experiment.partition("/")[0] in TITLES and record.differs.keys() <= {"epoch_scale"}
-
-
-def scaled(record: Record) -> str:
-    """Return what follows the name of runs whose epochs were scaled; empty if they were not."""
-    scale = record.config.get("epoch_scale", 1.0)
-    return f", {scale:g} of the epochs" if scale != 1 else ""
-
-
-def shared(labels: Sequence[str]) -> str:
-    """Return what several names have in common, such as ``Lp p=5, M=1``; all of them if nothing."""
-    parts = [label.split(", ") for label in labels]
-    common = [part for part in parts[0] if all(part in other for other in parts)]
-    return ", ".join(common) or "; ".join(labels)
-
-
-def plain(text: str) -> str:
-    """Return ``text`` on one line: every control character and run of white space is one space."""
-    printable = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(printable.split())

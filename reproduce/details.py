@@ -13,8 +13,8 @@ import yaml
 
 from lpslim.experiment.config import IGNORED_KEYS, flat
 from lpslim.experiment.records import Record
-from reproduce.aggregate import WORDS, outdated
-from reproduce.compare import DEFAULTS
+from reproduce.aggregate import DEFAULTS, outdated
+from reproduce.names import WORDS
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
 METHOD = {"regularizer", "criterion", "retrain", "granularity"}

@@ -13,8 +13,10 @@ from lpslim.base.files import canonical
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import plots, published
-from reproduce.aggregate import PROTOCOL, Group, best, budget, by_pair, named, scaled, shared, slug, to_show
-from reproduce.compare import FIGURE, comparable, drops, is_original
+from reproduce.aggregate import PROTOCOL, Group, best, by_pair, slug, to_show
+from reproduce.claims import is_original
+from reproduce.compare import FIGURE, comparable, drops
+from reproduce.names import budget, named, scaled, shared
 from reproduce.options import command_line
 from reproduce.plots import ADMM, NEAR, PULLED, Series, literal
 from reproduce.published import number

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from lpslim.experiment.statistics import SPREAD_FROM
-from reproduce.aggregate import Group, target
-from reproduce.compare import Claim, Pair, is_short
+from reproduce.aggregate import Group
+from reproduce.claims import Claim, is_short
+from reproduce.compare import Pair
 from reproduce.markup import Line, section
+from reproduce.names import target
 
 NO_ADMM = "no ADMM"
 QUESTIONS = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lpslim.experiment.statistics import ROUNDING, Summary
-from reproduce.aggregate import plain
+from reproduce.names import plain
 
 Value = str | float | Summary | None  # None: there is nothing to show
 Line = dict[str, Value]

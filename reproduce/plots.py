@@ -12,8 +12,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator
 
 from lpslim.experiment.statistics import SPREAD_FROM, summary
-from reproduce.aggregate import ORDER, Group, grouped, plain, scaled
+from reproduce.aggregate import Group, grouped
 from reproduce.compare import PUBLISHED, Drops
+from reproduce.names import ORDER, plain, scaled
 from reproduce.published import OURS, Row
 
 # Okabe and Ito's palette for colour-blind readers, without its yellow, which is faint on white

@@ -18,11 +18,13 @@ from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import figures, markup, plots, published
-from reproduce.aggregate import PROTOCOL, Group, best, by_pair, outdated, plain, run_command, slug, to_show
-from reproduce.compare import BANDS, FIGURE, TABLE, Claim, every_claim, pairs
+from reproduce.aggregate import PROTOCOL, Group, best, by_pair, outdated, run_command, slug, to_show
+from reproduce.claims import BANDS, Claim, every_claim
+from reproduce.compare import FIGURE, TABLE, pairs
 from reproduce.details import details, identity
 from reproduce.findings import pair_line, verdict
 from reproduce.markup import Line
+from reproduce.names import plain
 from reproduce.options import command_line
 from reproduce.published import OURS, TITLES
 from reproduce.tables import FRONT, MOST, PAGES, measured_lines, overview_line, published_line

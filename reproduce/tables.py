@@ -10,10 +10,12 @@ from lpslim.base.errors import UserError
 from lpslim.experiment import records
 from lpslim.experiment.records import Record
 from reproduce import compare, markup
-from reproduce.aggregate import PROTOCOL, Group, best, by_pair, how_to_run, named, progress, slug, to_show
-from reproduce.compare import BANDS, Claim, Pair, every_claim, footnote, is_short, pairs
+from reproduce.aggregate import PROTOCOL, Group, best, by_pair, how_to_run, progress, slug, to_show
+from reproduce.claims import BANDS, Claim, every_claim, footnote, is_short
+from reproduce.compare import Pair, pairs
 from reproduce.findings import answers, pair_line, verdict
 from reproduce.markup import Line, escaped, section
+from reproduce.names import named
 from reproduce.options import command_line, folder
 from reproduce.plots import PAPER
 from reproduce.published import OURS, TITLES
@@ -67,6 +69,7 @@ def _measured_line(name: str, group: Group, protocol: str) -> Line:
         **line,
         "n": group.n,
         "Epochs (dense / sparsify / fine-tune)": epochs,
+        "Precision": group.arithmetic["trainer.precision"],
         "Data": group.first.data.source,
     }
 

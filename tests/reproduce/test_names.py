@@ -2,7 +2,8 @@
 
 import pytest
 
-from reproduce.aggregate import grouped, named, plain, setting, shared
+from reproduce.aggregate import grouped
+from reproduce.names import named, plain, setting, shared
 from tests.reproduce import synthetic
 
 
