@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +19,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log
-from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lpslim.base import files
 from lpslim.base.errors import RunError, UserError
 from lpslim.experiment import sweep
 from lpslim.experiment.checks import check
 from lpslim.experiment.config import Config, declared, flat, is_path
+from lpslim.experiment.refusals import KEYS, PLUGIN_KEYS, explained, key_of, no_such
 
 RESOLVER = re.compile(r"\$\{[^${}]*:")  # ${oc.env:TOKEN} would be written to the record; ${p} may
-KEYS = [key for key, _, _ in declared(Config())]
 PATH_KEYS = [key for key, _, metadata in declared(Config()) if is_path(metadata)]
-PLUGIN_KEYS = ("regularizer.options.", "regularizer.penalty_options.")
 ASKING = {  # flags of Hydra's that ask for information
     "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc",
 }  # fmt: skip
@@ -87,7 +82,7 @@ def _asks_hydra(words: Sequence[str]) -> bool:
     if odd := [flag for flag in flags if flag not in (ASKING | DETAILS if asks else ())]:
         raise UserError(f"{odd[0]}: no such flag; settings are key=value")
     for word in words:
-        if word.startswith("~") and not _key(word).startswith((*PLUGIN_KEYS, "hydra")):
+        if word.startswith("~") and not key_of(word).startswith((*PLUGIN_KEYS, "hydra")):
             raise UserError(f"{word}: a setting cannot be deleted; left out, it has its default")
     return asks
 
@@ -151,7 +146,7 @@ def _execute(composed: DictConfig, job: Any) -> Path | None:
 
 def _as_typed(message: str, config: Config, job: Any) -> str:
     """Return a message with ``model=<choice>`` in place of ``model.name=...`` that nobody typed."""
-    typed = {_key(word) for word in _words(job)}
+    typed = {key_of(word) for word in _words(job)}
     for group, name in (("model", config.model.name), ("dataset", config.dataset.name)):
         choice = job.runtime.choices.get(group)
         if choice and f"{group}.name" not in typed:
@@ -167,11 +162,11 @@ def checked(composed: DictConfig, job: Any = None) -> Config:
     values: Any = OmegaConf.to_container(own)
     faults = [f"{key}: a value may not call a resolver (${{name:...}})"
               for key, value in flat(values) if RESOLVER.search(str(value))]  # fmt: skip
-    faults += [_no_such(key, KEYS) for key, _ in flat(values)
+    faults += [no_such(key, KEYS) for key, _ in flat(values)
                if key not in KEYS and not key.startswith(PLUGIN_KEYS)]  # fmt: skip
     if method := choices.get("method"):
         faults += [f"{word}: is set by method={method}, so must not be given"
-                   for word in words if _key(word) in SET_BY_METHOD]  # fmt: skip
+                   for word in words if key_of(word) in SET_BY_METHOD]  # fmt: skip
     if faults:
         raise UserError("\n".join(faults))
     with explained(words):
@@ -183,61 +178,9 @@ def checked(composed: DictConfig, job: Any = None) -> Config:
     return config
 
 
-@contextmanager
-def explained(words: Sequence[str], conf: Path = Path()) -> Iterator[None]:
-    """Turn what Hydra raises in the block into a UserError of one line: what was typed, what it may be."""
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except Exception as problem:
-        raise UserError(_explanation(problem, {_key(word): word for word in words}, conf)) from problem
-
-
-def _explanation(problem: Exception, typed: Mapping[str, str], conf: Path) -> str:
-    # OmegaConf's errors know their key; under a debugger, or measured, they have causes that know none
-    cause = problem if getattr(problem, "full_key", None) else problem.__cause__ or problem
-    if isinstance(problem, OverrideParseException) or "" in typed:
-        word = getattr(problem, "override", typed.get(""))
-        return f"{word}: cannot be read as key=value; quote what is special: 'key=\"a b\"'"
-    if isinstance(problem, MissingConfigException | ValueError):
-        missing, known = getattr(problem, "missing_cfg_file", None) or "", getattr(problem, "options", None)
-        for key, word in typed.items():
-            empty = (conf / key).is_dir() and word.endswith(("=", "=null"))
-            if missing.startswith(f"{key}/") or empty:
-                files = (path.relative_to(conf / key) for path in (conf / key).rglob("[!_]*.yaml"))
-                names = {*(str(path.with_suffix("")) for path in files), *(known or ())}
-                choices = sorted(name for name in names if name[0] != "_")  # bases of others
-                if word.partition("=")[2] in choices:  # a preset is there, but not Hydra's plug-in for it
-                    return f"{word}: needs Hydra's plug-in {missing}"
-                return f"{word}: must be one of {', '.join(choices)}"
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        key = str(cause.full_key)
-        return _no_such(key, [*KEYS, *(path.name for path in conf.iterdir())])
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        key = cause.full_key.partition("[")[0]
-        return f"{typed.get(key, key)}: {str(cause.msg).splitlines()[0]}"
-    text = " ".join(str(cause).split())
-    if global_file := re.match(r"In '([^/']+)/([^']+)': ConfigKeyError.*: Key '\1' ", text):
-        group, name = global_file.groups()
-        line = "its first line must be '# @package _global_', with no byte-order mark before it"
-        return f"{group}={name}: {line}, or all its keys stand below {group}"
-    return text
-
-
-def _no_such(key: str, known: Sequence[str]) -> str:
-    """Return that there is no such key, with those that are like it."""
-    if key.startswith(PLUGIN_KEYS):
-        return f"{key}: no such key; ++{key}=... adds it"
-    spelled = {name.lower(): name for name in known}
-    near = [spelled[name] for name in difflib.get_close_matches(key.lower(), spelled, n=2, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
-    return f"{key}: no such key; {hint}"
-
-
 def _expanded(word: str) -> str:
     """Return a word with the home folder in place of ``~`` in a path: Hydra's grammar does not take one."""
-    if _key(word) not in PATH_KEYS:
+    if key_of(word) not in PATH_KEYS:
         return word
     return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: os.path.expanduser("~"), word)
 
@@ -250,7 +193,3 @@ def _quoted(text: object) -> str:
 def _words(job: Any) -> list[str]:
     words: Any = OmegaConf.to_container(job.overrides.task)  # with ${...} as it was typed
     return list(words)
-
-
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]

@@ -12,6 +12,7 @@ from hydra.errors import MissingConfigException
 from lpslim import cli
 from lpslim.base import registry
 from lpslim.base.errors import UserError
+from lpslim.experiment.refusals import explained
 from lpslim.models import storage
 from tests.composing import CONF, ROOT, configured
 from tests.experiment.dying import places
@@ -183,7 +184,7 @@ def test_all_faults_are_told_at_once(capsys):
 
 def test_a_preset_names_the_plugin_that_it_lacks():
     lacking = MissingConfigException("", "hydra/launcher/joblib", ["basic", "cores"])
-    with pytest.raises(UserError) as refused, cli.explained(["hydra/launcher=cores"], CONF):
+    with pytest.raises(UserError) as refused, explained(["hydra/launcher=cores"], CONF):
         raise lacking
     assert str(refused.value).startswith("hydra/launcher=cores: needs Hydra's plug-in hydra/launcher/joblib")
 
