@@ -74,14 +74,8 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path, capsys):
 def test_the_plan_says_where_bf16_is_slow(flags, warned, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(distributed, "CPU_INFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
-    words = (
-        "model=vgg_small",
-        "dataset=digits",
-        "dry_run=true",
-        "trainer.precision=bf16",
-        "trainer.device=cpu",
-    )
-    execute(configured(*words, *places(tmp_path)), None)
+    words = ("model=vgg_small", "dataset=digits", "dry_run=true", "trainer.device=cpu")
+    execute(configured("trainer.precision=bf16", *words, *places(tmp_path)), None)
     assert ("trainer.precision=fp32 is far faster" in capsys.readouterr().out) == warned
 
 

@@ -106,9 +106,7 @@ def _begin(run: stages.Run, experiment_file: Config | None, folder: Path) -> dic
     ahead = [epochs.get(step.name, 0) for step in steps if not step.done]
     print(f"  {len(steps) - len(ahead)} stages found, {len(ahead)} to do: {sum(ahead)} epochs")
     if config.trainer.precision == "bf16" and not distributed.computes_bf16(config.trainer.device):
-        print(
-            "  not known to compute in bf16: where PyTorch emulates it, trainer.precision=fp32 is far faster"
-        )
+        print("  bf16 is emulated here, as far as is known: trainer.precision=fp32 is far faster")
     if not config.dry_run:
         files.write_json(folder / "config.json", asdict(config))
     return differs
