@@ -45,7 +45,7 @@ def main(words: Sequence[str], conf: Path) -> int:
         parser.add_argument(*flags, action="store_true")
     parser.add_argument("--config-dir", "-cd", type=Path)
     own, rest = parser.parse_known_args(words)
-    rest = [_expanded(word) for word in (["dry_run=true", *rest] if own.dry_run else rest)]
+    rest = [_as_path(word) for word in (["dry_run=true", *rest] if own.dry_run else rest)]
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         if own.config_dir:
@@ -178,11 +178,12 @@ def checked(composed: DictConfig, job: Any = None) -> Config:
     return config
 
 
-def _expanded(word: str) -> str:
-    """Return a word with the home folder in place of ``~`` in a path: Hydra's grammar does not take one."""
+def _as_path(word: str) -> str:
+    """Return a word whose path Hydra's grammar takes as it was typed: with ``~`` expanded, no number."""
     if key_of(word) not in PATH_KEYS:
         return word
-    return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: os.path.expanduser("~"), word)
+    named = re.sub(r"(?<=[=,])[\d.]+(?=,|$)", lambda number: _quoted(number[0]), word)  # 1.10 would be 1.1
+    return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: os.path.expanduser("~"), named)
 
 
 def _quoted(text: object) -> str:

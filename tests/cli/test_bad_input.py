@@ -140,6 +140,7 @@ WHOLE = {
     "model=resnet50 dataset=imagenet dataset.root=/nowhere": "dataset.root=/nowhere: ",
     "model=resnet50 dataset=imagenet dataset.root=~/nowhere": f"dataset.root={Path.home()}/nowhere: ",
     "model=resnet50 dataset=imagenet dataset.root='~/nowhere'": f"dataset.root={Path.home()}/nowhere: ",
+    "model=resnet50 dataset=imagenet dataset.root=1.10": "dataset.root=1.10: ",  # no number
     "model.weights=~/nowhere.pth": f"model.weights={Path.home()}/nowhere.pth: must be a file that exists",
     "work_dir='~no_such_user'": "work_dir=~no_such_user: must be a folder",
     # names that were chosen, not typed
