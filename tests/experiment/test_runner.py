@@ -151,6 +151,12 @@ def test_a_damaged_stage_is_set_aside_and_computed_anew(run, finished, unrecorde
     assert f"baseline {folder.name}: damaged" in caplog.text
 
 
+def test_a_mistake_that_shows_late_says_what_is_kept():
+    planned = [SimpleNamespace(name="baseline", done=True), SimpleNamespace(name="prune", done=False)]
+    with pytest.raises(UserError, match=r"^cannot be met\nkept: baseline$"), runner.explained(planned):
+        raise UserError("cannot be met")
+
+
 def no_compiler(graph, inputs):
     raise ValueError("no compiler here")
 

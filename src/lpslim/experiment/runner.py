@@ -180,13 +180,15 @@ def _logs(run: stages.Run, folder: Path) -> Iterator[Trackers]:
 
 @contextmanager
 def explained(planned: Iterable[PlannedStage]) -> Iterator[None]:
-    """Say what is kept when the machine fails (RunError), or the user interrupts, which passes."""
+    """Say what is kept when the machine fails (RunError), a mistake shows late, or the user interrupts."""
     try:
         yield
-    except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, SafetensorError) as problem:
+    except (UserError, KeyboardInterrupt, MemoryError, OSError, RuntimeError, SafetensorError) as problem:
         finished = ", ".join(step.name for step in planned if step.done)
         kept, text = f"kept: {finished or 'checkpoints'}; the same command goes on", str(problem)
         brief = " ".join(text.split())[:200]
+        if isinstance(problem, UserError) and finished:  # such as a target that no choice of channels meets
+            raise UserError(f"{text}\nkept: {finished}") from problem
         if isinstance(problem, KeyboardInterrupt):
             print(f"\ninterrupted\n{kept}" if distributed.is_main() else "", file=sys.stderr)
             raise
