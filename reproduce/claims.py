@@ -87,13 +87,13 @@ def _judged(row: Row, rows: Sequence[Row], group: Group, configured: Sequence[Gr
         value, published, how = -group.drop(protocol).mean, published - reference.accuracy, "drops compared: "
     current = [g for g in configured if not outdated(g.first) and g.first.data == group.first.data]
     arithmetic = [g.arithmetic for g in current]
-    twice = any(arithmetic.count(each) > 1 for each in arithmetic)
+    # the experiment file, or a plug-in, has changed, and older runs are still there
+    mixed = len({_settled(g.first, row.is_dense) for g in current}) > 1
+    mixed |= any(arithmetic.count(each) > 1 for each in arithmetic)
     difference = None
     if reason := outdated(group.first):
         status = f"† not comparable: {reason}"
-    elif (
-        twice or len({_settled(g.first, row.is_dense) for g in current}) > 1
-    ):  # an older file's are still there
+    elif mixed:
         status = f"not comparable: {len(current)} configurations under this name"
     elif published is None:
         status = "no published figure"

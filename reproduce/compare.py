@@ -70,9 +70,8 @@ def pairs(groups: Sequence[Group], protocol: str) -> list[Pair]:
 
 def _alike(one: Group, other: Group) -> list[bool]:
     """Return which parts of the arithmetic are the same, the precision first."""
-    return [
-        own == theirs for own, theirs in zip(one.arithmetic.values(), other.arithmetic.values(), strict=True)
-    ]
+    theirs = other.arithmetic
+    return [value == theirs[key] for key, value in one.arithmetic.items()]
 
 
 def is_ours(record: Record) -> bool:
