@@ -5,7 +5,7 @@ from typing import Any
 
 from lpslim.experiment.config import IGNORED_KEYS, KINDS, flat
 from lpslim.experiment.records import Record
-from reproduce.aggregate import LAYOUT, Group, outdated
+from reproduce.aggregate import DEFAULTS, LAYOUT, Group, outdated
 from reproduce.published import TITLES
 
 ORDER = {kind: place for place, kind in enumerate(KINDS)}  # of methods in tables; other kinds come last
@@ -48,9 +48,16 @@ def _details(records: Sequence[Record]) -> list[list[str]]:
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the keys whose values are not the same everywhere and change a result."""
+    """Return the keys whose values are not the same everywhere and change a result.
+
+    A setting that is younger than a record has its default there.
+    """
     keys = dict.fromkeys(key for chosen in settings for key in chosen if key not in IGNORED_KEYS)
-    return [key for key in keys if any(chosen.get(key) != settings[0].get(key) for chosen in settings)]
+    return [key for key in keys if any(_of(own, key) != _of(settings[0], key) for own in settings)]
+
+
+def _of(settings: dict[str, Any], key: str) -> Any:
+    return settings.get(key, DEFAULTS.get(key))
 
 
 def setting(key: str, value: Any) -> str:

@@ -21,6 +21,14 @@ def test_only_equal_methods_are_told_apart_and_only_by_what_changes_a_result():
     ]
 
 
+def test_arithmetic_tells_apart_by_its_precision_and_a_younger_setting_by_nothing():
+    old, new = synthetic.record(), synthetic.record(**{"trainer.precision": "fp32", "trainer.compile": True})
+    del old.config["coupled"], old.config["regularizer"]["one_schedule"]
+    assert [name for name, _ in named(grouped([old, new]))] == [
+        "Lp p=5, M=1, trainer.precision=auto", "Lp p=5, M=1, trainer.precision=fp32",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
