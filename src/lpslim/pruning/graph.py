@@ -107,16 +107,11 @@ class Graph:
 
     def _unknown(self) -> dict[str, str]:
         """Return the layers of other types whose weight is a matrix, such as GPT-2's, and why they stay."""
-        matrices = (
-            n.rpartition(".")[0] for n, p in self.parameters.items() if n.endswith(".weight") and p.ndim > 1
-        )
-        types = {
-            name: type(self.modules[name]).__name__
-            for name in matrices
-            if not isinstance(self.modules[name], KNOWN)
-        }
+        matrices = {name for name, parameter in self.parameters.items() if parameter.ndim > 1}
         return {
-            n: f"{kind} is none of torch.nn's convolutions and linear layers" for n, kind in types.items()
+            name: f"{type(module).__name__} is none of torch.nn's convolutions and linear layers"
+            for name, module in self.modules.items()
+            if f"{name}.weight" in matrices and not isinstance(module, KNOWN)
         }
 
     def cuts(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[Cut]]:
