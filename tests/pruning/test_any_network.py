@@ -100,7 +100,6 @@ BETWEEN = {
     "instance norm": (lambda: nn.InstanceNorm2d(8, affine=True), ""),
     "its statistics": (lambda: nn.InstanceNorm2d(8, track_running_stats=True), "evaluation fails"),
     "batch norm without scale": (lambda: nn.BatchNorm2d(8, affine=False), ""),
-    "channel shuffle": (lambda: nn.ChannelShuffle(2), "differ"),
     "shuffled": (lambda: By(lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)), "differ"),
     "flip": (lambda: By(lambda x: x.flip(1)), "differ"),
     "roll": (lambda: By(lambda x: x.roll(1, 1)), "differ"),
@@ -172,6 +171,44 @@ def test_what_channels_pass_through(middle, reason):
             lpslim.prune(model, IMAGE.double(), ratio=0.5, protected=["b"])
 
 
+# what regroups channels between two convolutions, their widths there, the least that goes at a time, coupled
+REGROUPED = {
+    "gated halves": (nn.GLU(1), 16, 8, 2, False),
+    "gated halves of the last axis": (
+        By(lambda x: F.glu(x.transpose(1, 3)).transpose(1, 3)),
+        16,
+        8,
+        2,
+        False,
+    ),
+    "pixels shuffled": (nn.PixelShuffle(2), 16, 4, 4, False),
+    "pixels gathered": (nn.PixelUnshuffle(2), 8, 32, 1, False),
+    "channels shuffled": (nn.ChannelShuffle(2), 8, 8, 2, False),
+    "cropped": (By(lambda x: F.pad(x, (0, 0, 0, 0, -2, 1))), 8, 7, 1, True),
+}
+
+
+@pytest.mark.parametrize(
+    ("middle", "made", "read", "together", "coupled"), REGROUPED.values(), ids=REGROUPED.keys()
+)
+def test_channels_that_are_regrouped(middle, made, read, together, coupled, tmp_path):
+    model = Net(chain, a=conv(3, made), middle=middle, b=conv(read, 6), f=fc(6, 4)).double()
+    example = IMAGE.double()
+    pruned = lpslim.prune(model, example, ratio=0.4, protected="b", coupled=coupled)
+    stays = (model.a.weight[:, None] == pruned.model.a.weight).flatten(2).all(2).any(1)
+    assert 0 < (~stays).sum() < made
+    assert (~stays).sum() % together == 0
+    zeroed = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        zeroed.a.weight[~stays] = 0
+        zeroed.a.bias[~stays] = 0
+    inputs = draw(example)
+    torch.testing.assert_close(pruned.model.eval()(inputs), zeroed(inputs), rtol=EXACT, atol=EXACT)
+    lpslim.save(tmp_path / "network", pruned)
+    loaded = lpslim.load(tmp_path / "network", model)
+    torch.testing.assert_close(loaded(inputs), pruned.model(inputs), rtol=0, atol=0)
+
+
 def test_what_training_draws_by_numpy_or_python():
     model = between(nn.Identity(), training=lambda _, y: y * np.random.rand() + random.random()).double()
     states = random.getstate(), np.random.get_state()
@@ -240,8 +277,6 @@ WHOLE = {
     "features": (lambda: Net(lambda net, x: ((y := net.a(x)), net.f(net.c(net.b(y).relu()).mean((2, 3)))),
                              a=conv(3, 8), b=conv(8, 6), c=conv(6, 5), f=fc(5, 4)),
                  IMAGE, {"b", "c"}, {"a": "outputs would be"}),
-    "pixel shuffle": (lambda: Net(chain, a=conv(3, 8), s=nn.PixelShuffle(2), b=conv(2, 6), f=fc(6, 4)),
-        IMAGE, {"b"}, {"a": "do not line up with 'b'"}),
     "groups of 2, then 4": (lambda: Net(chain, a=conv(3, 8), d=conv(8, 8, groups=2), e=conv(8, 8, groups=4),
                                         f=fc(8, 4)), IMAGE, {"a", "d", "e"}, {}),
     "not called": (lambda: Net(lambda net, x: net.f(net.a(x).relu().mean((2, 3))), a=conv(3, 8), f=fc(8, 4),

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections import namedtuple
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,8 @@ from torch_pruning.dependency import index_mapping
 
 from lpslim.base.errors import UserError
 from lpslim.base.modules import Example, attributes_kept, call, eval_mode, tensors
+from lpslim.pruning import regrouping
+from lpslim.pruning.regrouping import Index, Regrouping
 from lpslim.pruning.units import CONVOLUTIONS, ROOTS, Cut, is_depthwise, width_of
 
 logging.getLogger("torch_pruning").setLevel(logging.ERROR)
@@ -23,7 +24,6 @@ logging.getLogger("torch_pruning").setLevel(logging.ERROR)
 JOINING, SUMS = {"_ConcatOp", "_SplitOp"}, {"AddBackward0", "SubBackward0"}
 # Its errors over a network that it does not understand; RuntimeError is the network's own
 UNTRACEABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-Index = namedtuple("Index", "idx root_idx")  # a channel as Torch-Pruning maps it, and its label
 Place = tuple[Any, Any]  # a node of the graph, and the function that cuts its outputs or its inputs
 Channels = dict[int, list[int]]  # of one unit: number of a place -> indices there
 
@@ -56,7 +56,7 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
                     reason = f"Torch-Pruning cannot follow its channels ({reason})"
                     raise UserError(f"{name}: {reason}") from problem
                 self._map_one_by_one()
-            self._map_padding()
+            self._map_regrouping()
 
     def outputs(self, layer: str) -> Place:
         """Return the place of a layer's outputs; UserError if it has none that can be followed."""
@@ -86,19 +86,19 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
                 self.unclear.add(node)
         self.module2node = every
 
-    def _map_padding(self) -> None:
-        """Map channels to where they are after padding of axis 1 alone, such as shortcuts'."""
+    def _map_regrouping(self) -> None:
+        """Map channels through operations that Torch-Pruning takes for elementwise ones."""
         for node in self.module2node.values():
-            pads = node.grad_fn._saved_pad if "ConstantPad" in node.name else ()
-            axes = len(node.grad_fn._input_metadata[0].shape) if pads else 0
-            before, after = pads[2 * axes - 4 : 2 * axes - 2] or (0, 0)
-            if (before or after) and not any(pads[: 2 * axes - 4]):
+            operation = _operation(node)
+            if not (forth := regrouping.pairs(operation, node.grad_fn)):
+                continue
+            back = [(output, own) for own, output in forth]
+            for source, target, pairs in ((node.inputs[0], node, forth), (node, node.inputs[0], back)):
+                for edge in source.dependencies:
+                    if edge.target is target:
+                        edge.index_mapping[0] = Regrouping(pairs)
+            if "Pad" in operation:
                 self.padded.add(node)
-                ends = before, node.grad_fn._input_metadata[0].shape[1] - after
-                for source, target in ((node, node.inputs[0]), (node.inputs[0], node)):
-                    for edge in source.dependencies:
-                        if edge.target is target:
-                            edge.index_mapping[0] = index_mapping._ConcatIndexMapping(ends, source is node)
 
 
 class Walk:
@@ -148,7 +148,7 @@ class Walk:
             if node in traced.unclear:
                 reason = f"its channels pass {node.name}, which cannot be followed"
                 raise UserError(f"layer {layers[0]!r}: {reason}")
-            operations = {type(node.module).__name__, node.name.rpartition("(")[2].rstrip(")")}
+            operations = {type(node.module).__name__, _operation(node)}
             self.joined |= bool(operations & (JOINING | SUMS if len(node.inputs) > 1 else JOINING))
             for edge in node.dependencies:
                 target = edge.target, edge.handler
@@ -201,6 +201,11 @@ class Walk:
             other = traced.names[node.module]
             raise UserError(f"layer {layer!r}: its channels do not line up with {other!r}")
         return width is None or highest < width
+
+
+def _operation(node: Any) -> str:
+    """Return the name of a node's step of the backward pass, where it is no layer's."""
+    return str(node.name).rpartition("(")[2].rstrip(")")
 
 
 def tied(model: nn.Module) -> dict[str, list[str]]:
