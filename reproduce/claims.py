@@ -14,7 +14,7 @@ from reproduce.published import OURS, TITLES, Row, dense_of, read
 # Points around a published figure that count as within (docs/protocol.md); GLUE's development sets are small
 BANDS = {**dict.fromkeys(TITLES, 0.3), "bert_glue": 1.0}
 AVERAGE = "average: needs all tasks"
-MOST = 20  # lines of other settings below one row
+OTHER_SETTINGS = 20  # lines of other settings below one row
 COPY = "lossless copy"  # this and the next: how sources of CIFAR-10 begin, as lpslim.data has them
 LOSSLESS = ("torchvision batches", COPY)
 COMPLETE = {  # samples: train with val, test
@@ -54,7 +54,7 @@ def every_claim(shown: Sequence[Record], protocol: str) -> dict[str, list[list[C
 def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Claim]:
     """Return the claims of one of ``rows``: one per configuration as in its experiment file, or an empty one.
 
-    The experiment with other settings follows, never judged: the best MOST configurations.
+    The experiment with other settings follows, never judged: the best OTHER_SETTINGS configurations.
     """
     if row.is_dense:
         experiments = [other.experiment for other in rows if dense_of(other, rows) is row]
@@ -67,7 +67,7 @@ def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Cla
     every = runs.get(row.experiment, ())
     configured = grouped(run for run in every if not run.differs)
     judged = [_judged(row, rows, group, configured, protocol) for group in configured]
-    for group in best(grouped(run for run in every if run.differs), protocol, MOST):
+    for group in best(grouped(run for run in every if run.differs), protocol, OTHER_SETTINGS):
         changed = ", ".join(setting(key, ours) for key, (_, ours) in sorted(group.first.differs.items()))
         how = f"short: {changed}, not judged" if is_short(group.first) else f"other settings: {changed}"
         status = how if group.runs else f"{how}; {group.failure}"

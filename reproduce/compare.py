@@ -15,7 +15,7 @@ from reproduce.published import OURS, dense_of, read
 
 KNOBS = ("p", "M", "rho", "lamb", "granularity", "retrain", "criterion")  # with the regulariser: a method
 # what may differ between comparable runs, beside their arithmetic: the method
-METHOD = {*KNOBS, "regularizer", "scratch", "equal_epochs", "ratio", "seed"}
+METHOD_KEYS = {*KNOBS, "regularizer", "scratch", "equal_epochs", "ratio", "seed"}
 TABLE, FIGURE, PUBLISHED = "bert_glue", "drops_glue", "BERT-base, published"
 Drops = dict[str, dict[str, Summary]]  # series -> task, in the paper's order -> dense minus pruned score
 
@@ -42,7 +42,7 @@ def comparable(groups: Sequence[Group]) -> list[list[Group]]:
     gathered: dict[str, list[Group]] = {}
     for group in groups:
         config = decisive(group.first)
-        same = {k: v for k, v in config.items() if k.split(".")[0] not in METHOD}
+        same = {k: v for k, v in config.items() if k.split(".")[0] not in METHOD_KEYS}
         sparsified = config["regularizer.name"] != "none" and config["retrain"] == "finetune"
         if sparsified or config["equal_epochs"] or config["retrain"].startswith("scratch"):
             same["finetune.epochs"] += config["regularizer.train.epochs"]

@@ -17,11 +17,11 @@ from reproduce.aggregate import DEFAULTS, outdated
 from reproduce.names import WORDS
 
 EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
-METHOD = {"regularizer", "criterion", "retrain", "granularity"}
+METHOD_GROUPS = {"regularizer", "criterion", "retrain", "granularity"}
 UNQUOTED = re.compile(rf"(?!({'|'.join(WORDS.values())}|inf|nan)\Z)[A-Za-z][\w./-]*")  # strings in overrides
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where PyYAML was built with it
 # Lines are drawn by the page's template: three of Matplotlib's figures for a run take 70 ms and 12 kB
-WIDTH, HEIGHT, MOST = 300, 100, 100  # units of a chart, and points of a line that it can tell apart
+WIDTH, HEIGHT, POINTS = 300, 100, 100  # units of a chart, and points of a line that it can tell apart
 TRAINED = {"baseline": "dense", "sparsify": "sparsify", "finetune": "fine-tune"}  # in their order
 SERIES = {"train_loss": "training", "val_accuracy": "validation", "test_accuracy": "test"}
 RESIDUALS = {"primal": "primal, ‖W - Z‖", "dual": "dual, rho ‖Z - Z before‖"}
@@ -57,7 +57,7 @@ def command(run: Record) -> str:
     Places on a machine are in no record, so data and given weights must be where they are by default.
     """
     chosen, changed = [f"experiment={run.experiment}", f"seed={run.seed}"], run.differs
-    of_method = any(key.split(".")[0] in METHOD for key in changed)  # an experiment's method fixes these
+    of_method = any(key.split(".")[0] in METHOD_GROUPS for key in changed)  # fixed by its method
     if of_method or not (EXPERIMENTS / f"{run.experiment}.yaml").is_file():
         kept = IGNORED_KEYS - {"name", "dataset.source"}
         settings = {**DEFAULTS, **dict(flat(run.config))}  # a setting may be younger than a record
@@ -118,7 +118,7 @@ def chart(
         return None
     levels = [level for line in lines.values() for _, level in line]
     length, low, high = max(map(len, series.values())), min(levels), max(levels)
-    across, up, every = WIDTH / max(length - 1, 1), HEIGHT / (high - low or 1), -(-length // MOST)
+    across, up, every = WIDTH / max(length - 1, 1), HEIGHT / (high - low or 1), -(-length // POINTS)
     paths = {}
     for name, line in lines.items():
         seen = [(i, level) for i, level in line if (length - 1 - i) % every == 0]

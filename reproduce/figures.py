@@ -31,7 +31,7 @@ def figures(shown: Sequence[Record], protocol: str) -> dict[str, Figure]:
     """Return ``{"<kind>_<data set>_<model>": figure}`` for every data set and model with runs that ended."""
     made = {}
     for pair, every in by_pair(run for run in shown if not run.diverged).items():
-        groups = best(every, protocol, plots.MOST)
+        groups = best(every, protocol, plots.TOLD_APART)
         pairs, title = named(groups), f"{pair[1]} on {pair[0]}"
         title += f", best {len(groups)} of {len(every)}" if len(groups) < len(every) else ""
         title += " († measured by older code)" if any("†" in name for name, _ in pairs) else ""

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lpslim.experiment.config import IGNORED_KEYS, KINDS, flat
+from lpslim.experiment.config import IGNORED_KEYS, METHOD_KINDS, flat
 from lpslim.experiment.records import Record
 from reproduce.aggregate import DEFAULTS, LAYOUT, Group, outdated
 from reproduce.published import TITLES
 
-ORDER = {kind: place for place, kind in enumerate(KINDS)}  # of methods in tables; other kinds come last
+ORDER = {kind: place for place, kind in enumerate(METHOD_KINDS)}  # in tables; others come last
 WORDS = {"None": "null", "True": "true", "False": "false"}
 
 

@@ -20,7 +20,7 @@ from reproduce.published import OURS, Row
 # Okabe and Ito's palette for colour-blind readers, without its yellow, which is faint on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "os^Dv<>Ph*X"
-MOST = len(COLOURS) * len(MARKERS)  # groups, no two of which have both in common
+TOLD_APART = len(COLOURS) * len(MARKERS)  # groups, no two of which have both in common
 GREY, PAPER = "#8A8A8A", "Ji et al."
 HOLLOW: dict[str, Any] = {"color": "black", "marker": "v", "mfc": "none", "label": "published"}
 NEAR = 1.0  # points of a drop: one budget
@@ -32,7 +32,7 @@ Series = Sequence[tuple[Group, str, dict[str, Any]]]  # groups with their labels
 
 
 def series(pairs: Iterable[tuple[str, Group]]) -> Series:
-    """Give every group a colour and a marker; no two of the first MOST have both in common."""
+    """Give every group a colour and a marker; no two of the first TOLD_APART have both in common."""
     return [(group, literal(name), marks(i)) for i, (name, group) in enumerate(pairs)]
 
 

@@ -27,7 +27,7 @@ from reproduce.markup import Line
 from reproduce.names import plain
 from reproduce.options import command_line
 from reproduce.published import OURS, TITLES
-from reproduce.tables import FRONT, MOST, PAGES, measured_lines, overview_line, published_line
+from reproduce.tables import FRONT, LINES, PAGES, measured_lines, overview_line, published_line
 
 STYLE = {"svg.fonttype": "none", "savefig.transparent": True}  # texts stay texts
 THEME = {"#000000": "currentColor", "#ffffff": "var(--paper)", "#e8e8e8": "var(--rule)"}  # light or dark
@@ -113,7 +113,7 @@ def _compared(
     network: tuple[str, str], groups: Sequence[Group], protocol: str, drawn: Mapping[str, Figure]
 ) -> dict[str, Any]:
     """Return what the page says of the methods that pruned one network on one data set."""
-    shown, name, metric = best(groups, protocol, MOST), slug(network), groups[0].first.data.metric
+    shown, name, metric = best(groups, protocol, LINES), slug(network), groups[0].first.data.metric
     title = markup.heading(network, metric, len(shown), len(groups))
     kinds = [kind for kind in (f"comparison_{name}", f"accuracy_vs_flops_{name}") if kind in drawn]
     caption = plain(drawn[kinds[0]].get_suptitle()).replace(r"\$", "$") if kinds else ""
@@ -125,7 +125,7 @@ def _compared(
         "lines": markup.condensed(measured_lines(shown, protocol)),
         "figure": svg(drawn[kinds[0]], f"{caption}; the numbers stand in the table") if kinds else None,
         "caption": caption,
-        "differences": markup.condensed([pair_line(pair) for pair in pairs(groups, protocol)[:MOST]]),
+        "differences": markup.condensed([pair_line(pair) for pair in pairs(groups, protocol)[:LINES]]),
         "rank": (bool({*kinds} & {*FRONT}), max(len(group.runs) for group in groups), len(groups)),
     }
 

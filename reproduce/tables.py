@@ -26,7 +26,7 @@ PLACE = {"depth": "Depth", "task": "Task", "row": "Row", "block": "Block", "meth
 CELLS = {"top1": "Top-1 (%)", "top5": "Top-5 (%)", "score": "Score", "flops_drop": "FLOPs drop (%)",
          "params_drop": "Params drop (%)"}  # fmt: skip
 DRAWN = ("accuracy_vs_flops", "channels", "comparison", "pull", "residuals")  # figures of a network
-MOST = 50  # lines of a table of measurements on a page; the CSV file has all
+LINES = 50  # lines of a table of measurements on a page; the CSV file has all
 FRONT = ("accuracy_vs_flops_cifar10_resnet56", "comparison_cifar10_resnet20")  # README shows the first drawn
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 PAGES = Path(__file__).parent / "pages"
@@ -75,11 +75,18 @@ def _measured_line(name: str, group: Group, protocol: str) -> Line:
 
 
 def overview_line(title: str, rows: Sequence[Sequence[Claim]]) -> Line:
-    """Return a line on a published table: how many ``rows`` of the paper's method are measured, and how."""
+    """Return a line on a published table: how many ``rows`` of the paper's method are measured, and how.
+
+    Of a row that was measured in several arithmetics, the one with the most seeds counts, else the first.
+    """
     configured = sum(row[0].group is not None for row in rows)
     measured = [[claim.group.first for claim in row if claim.group] for row in rows if not row[0].group]
     short = sum(any(map(is_short, runs)) for runs in measured)
-    judged = [claim for row in rows for claim in row if claim.difference is not None]
+    judged = [
+        max(own, key=lambda claim: claim.measured[claim.row.column].n)
+        for row in rows
+        if (own := [claim for claim in row if claim.difference is not None])
+    ]
     within = sum(claim.status.endswith("within") for claim in judged)
     return {
         "Table of the paper": title,
@@ -126,7 +133,7 @@ def documents(
         paper.append(page("drops", protocol, table=section(found_drops)))
         if compare.FIGURE in figures:
             paper.append(f"\n![{compare.FIGURE}](figures/{compare.FIGURE}.png)\n")
-    parts = {"overview": block, "paper": "".join(paper), "pairs": section(lines[:MOST])}
+    parts = {"overview": block, "paper": "".join(paper), "pairs": section(lines[:LINES])}
     pages["README.md"] = page("index", protocol, remarks, **parts)
     pages["README.md"] += "".join(f"\n{part}\n" for part in sections)
     summary = [part for part in sections if not part.startswith("!")]
@@ -141,7 +148,7 @@ def _measured(
     measured: list[Line] = []
     sections, compared = [], []
     for network, groups in by_pair(shown).items():
-        metric, several = groups[0].first.data.metric, best(groups, protocol, MOST)
+        metric, several = groups[0].first.data.metric, best(groups, protocol, LINES)
         lines = measured_lines(groups, protocol)
         measured += [{"Network": markup.heading(network, metric), **line} for line in lines]
         title = markup.heading(network, metric, len(several), len(groups))

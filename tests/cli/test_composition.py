@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from lpslim import cli
 from lpslim.base.errors import UserError
-from lpslim.experiment.config import IGNORED_KEYS, KINDS, Config, declared, flat
+from lpslim.experiment.config import IGNORED_KEYS, METHOD_KINDS, Config, declared, flat
 from lpslim.models import family as families
 from lpslim.pruning import selection
 from lpslim.sparsity import admm
@@ -53,7 +53,7 @@ def test_every_choice_of_every_group_composes(choice):
     config = configured(choice, *partner(choice))
     assert config.seed == 0
     if choice.startswith("method="):  # only the ADMM has its label from the penalty
-        assert config.kind in KINDS
+        assert config.kind in METHOD_KINDS
         assert (config.label == "") == (config.kind == "ADMM")
         assert (config.regularizer.name == "admm") == (config.kind in ("ADMM", "unstructured"))
 

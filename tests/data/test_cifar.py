@@ -59,7 +59,7 @@ def test_torchvisions_batches(tmp_path, monkeypatch):
             self.data = noise(40 if train else 10, 32, 32, seed=int(train)).numpy()
             self.targets = [i % 10 for i in range(len(self.data))]
 
-    monkeypatch.setitem(cifar.KINDS, "cifar10", (Batches, 10))
+    monkeypatch.setitem(cifar.SOURCES, "cifar10", (Batches, 10))
     data = load(tmp_path, download=True)
     images, test = noise(40, 32, 32, seed=1), noise(10, 32, 32, seed=0)
     for part, chosen in zip((data.train, data.val), hold_out(40, 0.1), strict=True):

@@ -6,6 +6,7 @@ from lpslim.experiment.records import Samples
 from lpslim.experiment.statistics import summary
 from reproduce.claims import claims, footnote, is_original
 from reproduce.published import read
+from reproduce.tables import overview_line
 from tests.reproduce import synthetic
 from tests.reproduce.synthetic import NAME
 
@@ -83,6 +84,10 @@ def test_a_row_run_in_other_arithmetic_is_judged_beside():
     ]
     (claim,) = claims_of(NAME, *runs[:1])
     assert claim.status == "within"
+    runs.append(synthetic.record(NAME, 2, final=93.2, **other))
+    line = overview_line("VGG-16", [claims_of(NAME, *runs)])  # one row, judged by the arithmetic of two seeds
+    assert (line["As configured"], line["Verdict"]) == ("1 of 1", "0 of 1 within")
+    assert line["Difference"] == pytest.approx(93.1 - 94.36)
     changed = [
         claim.status for claim in claims_of(NAME, runs[0], synthetic.record(NAME, 1, lamb=2e-4, **other))
     ]

@@ -117,8 +117,8 @@ def test_several_seeds_are_dots_on_the_line_of_their_mean():
 
 
 def test_of_too_many_configurations_the_best_are_drawn_and_the_title_says_so(monkeypatch):
-    assert len({tuple(plots.marks(i).values()) for i in range(plots.MOST)}) == plots.MOST
-    monkeypatch.setattr(plots, "MOST", 2)
+    assert len({tuple(plots.marks(i).values()) for i in range(plots.TOLD_APART)}) == plots.TOLD_APART
+    monkeypatch.setattr(plots, "TOLD_APART", 2)
     made = draw(*(synthetic.record(p=p, final=90 + p, **OWN) for p in (1.0, 3.0, 2.0)))
     figure = made["comparison_digits_vgg_small"]
     assert figure.get_suptitle().startswith("vgg_small on digits, best 2 of 3")

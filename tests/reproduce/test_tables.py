@@ -63,7 +63,7 @@ def test_what_is_equal_is_said_once_and_of_too_many_lines_the_best_are_shown(res
     )
     assert "n: 3; Precision: auto; Data: scikit-learn, embedded." in section
     assert "diverged (finetune, epoch 3)" in page
-    monkeypatch.setattr(tables, "MOST", 2)
+    monkeypatch.setattr(tables, "LINES", 2)
     assert "### vgg_small on digits, best 2 of 3" in render(results)
     networks = [line["Network"] for line in rows_of(results / "tables/measured.csv")]
     assert networks.count("vgg_small on digits") == 3

@@ -139,3 +139,12 @@ def weight_of(model: nn.Module, layer: str) -> Tensor:
     if found is None or not isinstance(weight := getattr(found, "weight", None), Tensor):
         raise UserError(f"layer {layer!r}: the network has none of this name with a weight")
     return weight.detach()
+
+
+def tied(model: nn.Module) -> dict[str, list[str]]:
+    """Return the modules that have a parameter in common with others, each with all that have it."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in set(module.parameters(recurse=False)):
+            owners.setdefault(parameter, []).append(name)
+    return {name: names for names in owners.values() if len(names) > 1 for name in names}

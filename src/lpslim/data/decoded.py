@@ -34,8 +34,8 @@ RULE = 2  # of decoding; another one decodes anew
 CHUNK = 64  # images decoded ahead of the one being written
 SAMPLED = 500  # images whose headers stand for those of all
 # what torchvision's ImageFolder reads, whose import takes seconds, and four more
-KINDS = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .jfif .jpe .gif .avif"
-READ = {*KINDS.split()} & Image.registered_extensions().keys()
+SUFFIXES = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .jfif .jpe .gif .avif"
+READ = {*SUFFIXES.split()} & Image.registered_extensions().keys()
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # modes of more than 8 bits
 Files = Sequence[Path]
 Samples = list[tuple[Path, int]]  # image file, class index

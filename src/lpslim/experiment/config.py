@@ -12,7 +12,7 @@ from lpslim.base import registry
 from lpslim.training.schedule import RuntimeConfig, TrainConfig
 
 PROTOCOLS = ("last", "val", "paper")  # epoch whose test accuracy counts: training.evaluation.summarise
-KINDS = ("ADMM", "rival", "control", "unstructured")
+METHOD_KINDS = ("ADMM", "rival", "control", "unstructured")
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 NAME = rf"(?!.{{201}}){PART}(/{PART})*"  # at most 200 characters; as a path it cannot climb out of its folder
 
@@ -45,7 +45,7 @@ PATH = Rule(re.compile(NAME).fullmatch, "parts of letters, digits, '.', '_' and 
 WORD = Rule(re.compile(PART).fullmatch, "letters, digits, '.', '_' and '-'")
 INPUT = one_of("image", "text")
 CRITERION = one_of(*registry.choices("pruning.criteria"))
-KIND = Rule(lambda kind: kind in ("", *KINDS), one_of(*KINDS).allowed)
+KIND = Rule(lambda kind: kind in ("", *METHOD_KINDS), one_of(*METHOD_KINDS).allowed)
 DENOMINATOR = Rule(lambda p: p == 0 or 1 <= p < inf, "1 or more (the penalty is |z|^(1/p)), or 0 for L0")
 CAP = Rule(POSITIVE.accepts, "a positive number, or null for no synaptic inhibition")
 PARAMS = Rule(POSITIVE.accepts, "the share to remove, above 0 and below 1, or how many to leave (67e6)")

@@ -208,15 +208,6 @@ def _operation(node: Any) -> str:
     return str(node.name).rpartition("(")[2].rstrip(")")
 
 
-def tied(model: nn.Module) -> dict[str, list[str]]:
-    """Return the modules that have a parameter in common with others, each with all that have it."""
-    owners: dict[nn.Parameter, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in set(module.parameters(recurse=False)):
-            owners.setdefault(parameter, []).append(name)
-    return {name: names for names in owners.values() if len(names) > 1 for name in names}
-
-
 def apply(model: nn.Module, cuts: Iterable[Cut]) -> None:
     """Cut the network that was traced, or a copy of it, in place; cuts of one layer may overlap."""
     indices: dict[tuple[str, bool, int], set[int]] = {}

@@ -9,8 +9,8 @@ from operator import itemgetter
 from torch import nn
 
 from lpslim.base.errors import UserError
-from lpslim.base.modules import REMEDY, Example, matches
-from lpslim.pruning.dependency import UNTRACEABLE, Channels, Traced, Walk, apply, tied
+from lpslim.base.modules import REMEDY, Example, matches, tied
+from lpslim.pruning.dependency import UNTRACEABLE, Channels, Traced, Walk, apply
 from lpslim.pruning.units import BATCH_NORMS, ROOTS, Cut, Prunable, Units, is_depthwise, width_of
 
 

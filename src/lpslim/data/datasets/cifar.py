@@ -14,7 +14,7 @@ from lpslim.data.decoded import list_images
 from lpslim.data.images import folder_data, image_data
 from lpslim.data.splits import Data
 
-KINDS = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}
+SOURCES = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}
 REPLACED = "FROM_JPEG.txt"  # beside lossless images: names those that come from a JPEG copy, a line each
 
 
@@ -26,9 +26,9 @@ def load(settings: Any, cache: Path) -> Data:
     that all other images are lossless, and so does the source. UserError: no such data set, neither layout
     is there nor can be downloaded, or the images are not of so many classes.
     """
-    if settings.name not in KINDS:
-        raise UserError(f"dataset.name={settings.name}: must be one of {', '.join(KINDS)}")
-    root, (kind, classes) = Path(settings.root), KINDS[settings.name]
+    if settings.name not in SOURCES:
+        raise UserError(f"dataset.name={settings.name}: must be one of {', '.join(SOURCES)}")
+    root, (kind, classes) = Path(settings.root), SOURCES[settings.name]
     if (root / "train").is_dir() or (root / "test").is_dir():
         train, test = (list_images(root, split) for split in ("train", "test"))
         if (number := len(train[0])) != classes:
