@@ -174,13 +174,7 @@ def test_what_channels_pass_through(middle, reason):
 # what regroups channels between two convolutions, their widths there, the least that goes at a time, coupled
 REGROUPED = {
     "gated halves": (nn.GLU(1), 16, 8, 2, False),
-    "gated halves of the last axis": (
-        By(lambda x: F.glu(x.transpose(1, 3)).transpose(1, 3)),
-        16,
-        8,
-        2,
-        False,
-    ),
+    "gated halves, axis -1": (By(lambda x: F.glu(x.transpose(1, 3)).transpose(1, 3)), 16, 8, 2, False),
     "pixels shuffled": (nn.PixelShuffle(2), 16, 4, 4, False),
     "pixels gathered": (nn.PixelUnshuffle(2), 8, 32, 1, False),
     "channels shuffled": (nn.ChannelShuffle(2), 8, 8, 2, False),

@@ -10,24 +10,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lpslim
-from tests.pruning.test_any_network import EXACT, Net, conv, fc, zeros
+from tests.pruning.test_any_network import EXACT, By, Net, conv, fc, zeros
 
 IMAGE = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
 
 
-class Part(nn.Module):
-    """A function of a feature map and of layers."""
-
-    def __init__(self, function, *layers):
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x):
-        return self.function(x, *self.layers)
+def gated(net, x):
+    return x * net.up(net.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
 
 
-def gated(x, down, up):
-    return x * up(down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+def on_last_axis(net, x):
+    return net.layer(x.transpose(1, 3)).transpose(1, 3)
 
 
 def by_halves(x):
@@ -43,23 +36,23 @@ PARTS = {
     "grouped": lambda w: (nn.Sequential(conv(w, 8), conv(8, 8, groups=4)), 8),
     "batch norm": lambda w: (nn.BatchNorm2d(w), w),
     "group norm": lambda w: (nn.GroupNorm(1, w), w),
-    "layer norm": lambda w: (Part(lambda x, n: n(x.transpose(1, 3)).transpose(1, 3), nn.LayerNorm(w)), w),
-    "linear": lambda w: (Part(lambda x, f: f(x.transpose(1, 3)).transpose(1, 3), fc(w, 8)), 8),
+    "layer norm": lambda w: (Net(on_last_axis, layer=nn.LayerNorm(w)), w),
+    "linear": lambda w: (Net(on_last_axis, layer=fc(w, 8)), 8),
     "relu": lambda w: (nn.ReLU(), w),
-    "sum": lambda w: (Part(lambda x, c: x + c(x), conv(w, w)), w),
-    "stack": lambda w: (Part(lambda x, c: torch.stack([x, c(x)]).sum(0), conv(w, w)), w),
-    "product": lambda w: (Part(lambda x, c: x * c(x), conv(w, w)), w),
-    "maximum": lambda w: (Part(lambda x, c: torch.maximum(x, c(x)), conv(w, w)), w),
-    "side by side": lambda w: (Part(lambda x, c: torch.cat([x, c(x), x], 1), conv(w, 4)), 2 * w + 4),
-    "gate": lambda w: (Part(gated, conv(w, 4, 1), conv(4, w, 1)), w),
-    "halves": lambda w: (nn.Sequential(conv(w, 12), Part(by_halves)), 6),
+    "sum": lambda w: (Net(lambda net, x: x + net.c(x), c=conv(w, w)), w),
+    "stack": lambda w: (Net(lambda net, x: torch.stack([x, net.c(x)]).sum(0), c=conv(w, w)), w),
+    "product": lambda w: (Net(lambda net, x: x * net.c(x), c=conv(w, w)), w),
+    "maximum": lambda w: (Net(lambda net, x: torch.maximum(x, net.c(x)), c=conv(w, w)), w),
+    "side by side": lambda w: (Net(lambda net, x: torch.cat([x, net.c(x), x], 1), c=conv(w, 4)), 2 * w + 4),
+    "gate": lambda w: (Net(gated, down=conv(w, 4, 1), up=conv(4, w, 1)), w),
+    "halves": lambda w: (nn.Sequential(conv(w, 12), By(by_halves)), 6),
     "gated halves": lambda w: (nn.Sequential(conv(w, 12), nn.GLU(1)), 6),
     "pixels": lambda w: (nn.Sequential(conv(w, 16), nn.PixelShuffle(2), nn.MaxPool2d(2)), 4),
     "shuffle": lambda w: (nn.Sequential(conv(w, 8), nn.ChannelShuffle(2)), 8),
-    "more channels": lambda w: (Part(lambda x: F.pad(x, (0, 0, 0, 0, 1, 2))), w + 3),
-    "turned": lambda w: (Part(lambda x: x.flip(1)), w),
-    "centred": lambda w: (Part(lambda x: x - x.mean(1, keepdim=True)), w),
-    "flat and back": lambda w: (Part(lambda x: x.flatten(2).unflatten(2, (4, 4))), w),
+    "more channels": lambda w: (By(lambda x: F.pad(x, (0, 0, 0, 0, 1, 2))), w + 3),
+    "turned": lambda w: (By(lambda x: x.flip(1)), w),
+    "centred": lambda w: (By(lambda x: x - x.mean(1, keepdim=True)), w),
+    "flat and back": lambda w: (By(lambda x: x.flatten(2).unflatten(2, (4, 4))), w),
 }
 
 

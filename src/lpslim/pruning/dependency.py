@@ -89,15 +89,14 @@ class Traced(tp.DependencyGraph):  # type: ignore[misc]
     def _map_regrouping(self) -> None:
         """Map channels through operations that Torch-Pruning takes for elementwise ones."""
         for node in self.module2node.values():
-            operation = _operation(node)
-            if not (forth := regrouping.pairs(operation, node.grad_fn)):
+            if not (forth := regrouping.pairs(node.grad_fn)):
                 continue
             back = [(output, own) for own, output in forth]
             for source, target, pairs in ((node.inputs[0], node, forth), (node, node.inputs[0], back)):
                 for edge in source.dependencies:
                     if edge.target is target:
                         edge.index_mapping[0] = Regrouping(pairs)
-            if "Pad" in operation:
+            if "ConstantPad" in node.name:
                 self.padded.add(node)
 
 
@@ -148,7 +147,7 @@ class Walk:
             if node in traced.unclear:
                 reason = f"its channels pass {node.name}, which cannot be followed"
                 raise UserError(f"layer {layers[0]!r}: {reason}")
-            operations = {type(node.module).__name__, _operation(node)}
+            operations = {type(node.module).__name__, node.name.rpartition("(")[2].rstrip(")")}
             self.joined |= bool(operations & (JOINING | SUMS if len(node.inputs) > 1 else JOINING))
             for edge in node.dependencies:
                 target = edge.target, edge.handler
@@ -201,11 +200,6 @@ class Walk:
             other = traced.names[node.module]
             raise UserError(f"layer {layer!r}: its channels do not line up with {other!r}")
         return width is None or highest < width
-
-
-def _operation(node: Any) -> str:
-    """Return the name of a node's step of the backward pass, where it is no layer's."""
-    return str(node.name).rpartition("(")[2].rstrip(")")
 
 
 def apply(model: nn.Module, cuts: Iterable[Cut]) -> None:

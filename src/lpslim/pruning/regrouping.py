@@ -27,13 +27,13 @@ class Regrouping:
         return [Index(to, index.root_idx) for index in indices for to in self.targets.get(index.idx, ())]
 
 
-def pairs(operation: str, step: Any) -> Pairs:
+def pairs(step: Any) -> Pairs:
     """Return the pairs of an operation that regroups channels, none of any other.
 
-    operation: the name of its step of the backward pass, ``step``. Padding and cropping count where they are
-    of axis 1 alone, such as shortcuts'.
+    step: the operation's step of the backward pass, or None. Padding and cropping count where they are of
+    axis 1 alone, such as shortcuts'.
     """
-    find = OPERATIONS.get(operation)
+    find = OPERATIONS.get(step.name()) if step else None
     return find(step, tuple(step._input_metadata[0].shape)) if find else []
 
 
