@@ -127,6 +127,8 @@ WHOLE = {
     "model=bert_base dataset=cifar10": "dataset=cifar10: must be texts for model=bert_base, and gives images",
     "model=bert_tiny dataset=toy_text dataset.tokenizer=''": "dataset.tokenizer=: must be the name of the",
     "model=bert_tiny dataset=toy_text regularizer=bn_l1": "regularizer.name=bn_l1: ",
+    "trainer.cuda_graphs=true trainer.compile=true": "trainer.cuda_graphs=true: must be false with trainer",
+    "trainer.cuda_graphs=true model=bert_tiny dataset=toy_text": "trainer.cuda_graphs=true: must be false fo",
     "protocol=val dataset.val_fraction=0": "protocol=val: must be last or paper with dataset.val_fraction=0,",
     "protocol=val model.weights=x.pth": "protocol=val: must be last or paper with model.weights,",
     "regularizer=none retrain=rewind": "retrain=rewind: must be finetune with regularizer=none,",

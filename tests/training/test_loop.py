@@ -127,3 +127,14 @@ def test_a_gpu_trains_what_the_cpu_trains_and_gives_the_network_back():
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     for there, here in zip(on_gpu, trained()[1], strict=True):
         assert there["train_loss"] == pytest.approx(here["train_loss"], abs=0.05)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_replayed_as_a_cuda_graph_is_the_step(precision):
+    runtime = RuntimeConfig(device="cuda", precision=precision)
+    model, replayed, _ = trained(runtime=replace(runtime, cuda_graphs=True))
+    for there, here in zip(replayed, trained(runtime=runtime)[1], strict=True):
+        assert there["train_loss"] == pytest.approx(here["train_loss"], abs=1e-3)
+    evaluate(model, data().test, task=data().task)  # nothing of the graphs is left in it

@@ -65,6 +65,8 @@ def test_each_training_has_its_own_device_and_one_that_is_not_there_is_refused(m
         assert make_accelerator(RuntimeConfig()).device.type == device
     with pytest.raises(UserError, match=r"trainer\.device=cuda.*auto or cpu"):
         make_accelerator(RuntimeConfig(device="cuda"))
+    with pytest.raises(UserError, match=r"trainer\.cuda_graphs=true.*must be false"):
+        make_accelerator(RuntimeConfig(cuda_graphs=True))
 
 
 def test_freed_memory_stays_unless_the_environment_configures_malloc(monkeypatch):

@@ -46,8 +46,9 @@ def _fault(key: str, value: object, allowed: object) -> str:
 
 def _typed(value: object) -> str:
     """Return a value as it is typed on a command line."""
-    text = repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-    return "null" if value is None else text
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
@@ -78,6 +79,10 @@ def _combinations(config: Config, choices: Mapping[str, str]) -> Iterator[str]:
         )
     if config.retrain.startswith("scratch") and not config.baseline.epochs and config.scratch.epochs is None:
         yield _fault("scratch.epochs", None, "1 or more with baseline.epochs=0")
+    if config.trainer.cuda_graphs and config.trainer.compile:
+        yield _fault("trainer.cuda_graphs", True, "false with trainer.compile=true")
+    if config.trainer.cuda_graphs and config.model.input == "text":
+        yield _fault("trainer.cuda_graphs", True, "false for texts, whose batches differ in length")
     for group in ("options", "penalty_options"):
         for name, value in getattr(config.regularizer, group).items():
             if isinstance(value, float) and not isfinite(value):

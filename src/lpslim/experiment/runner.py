@@ -115,6 +115,8 @@ def _begin(run: stages.Run, experiment_file: Config | None, folder: Path) -> dic
 def _check(run: stages.Run) -> None:
     """Refuse, on an untrained network and before any work, what cannot be done (UserError)."""
     config, data, chosen, world = run.config, run.data, run.config.model, distributed.share().world
+    if config.trainer.cuda_graphs and world > 1:
+        raise UserError(f"trainer.cuda_graphs=true: must be false with {world} processes")
     for stage, train in keys.trainings(config).items():
         key, size = stage.replace("sparsify", "regularizer.train"), min(train.batch_size, len(data.train))
         if size % world:

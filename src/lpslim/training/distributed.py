@@ -96,10 +96,12 @@ def fail_fast(but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
 
 
 def resolved(runtime: RuntimeConfig) -> RuntimeConfig:
-    """Return ``runtime`` with device and precision decided; UserError if the device is not there."""
+    """Return ``runtime`` with device and precision decided; UserError if what it needs is not there."""
     cuda = runtime.device != "cpu" and torch.cuda.is_available()
     if runtime.device == "cuda" and not cuda:
         raise UserError("trainer.device=cuda: PyTorch sees no CUDA device; must be auto or cpu here")
+    if runtime.cuda_graphs and not cuda:
+        raise UserError("trainer.cuda_graphs=true: needs a CUDA device; must be false here")
     device, precision = "cuda" if cuda else "cpu", runtime.precision
     if precision == "auto":
         precision = "bf16" if computes_bf16(device) else "fp32"

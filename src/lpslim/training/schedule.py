@@ -55,6 +55,7 @@ class RuntimeConfig:
     precision: str = "auto"
     channels_last: bool = True
     compile: bool = False
+    cuda_graphs: bool = field(default=False, metadata={"ignored": True})
     threads: int | None = field(default=None, metadata={"ignored": True})
     checkpoint_minutes: float | None = field(default=10.0, metadata={"ignored": True})
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"], metadata={"ignored": True})
