@@ -57,6 +57,13 @@ def test_what_differs_in_more_than_the_method_is_not_comparable(changes):
     assert (len(comparable(grouped(runs))), paired(*runs)) == (2, {})
 
 
+def test_epochs_in_all_are_counted_as_scaled():
+    lengths = [(20, 1), (10, 2)]  # a tenth of the first, the whole of the second: 3 epochs
+    runs = [synthetic.record(p=p, epoch_scale=0.1, **{"finetune.epochs": a, "regularizer.train.epochs": b})
+            for p, (a, b) in enumerate(lengths, 4)]  # fmt: skip
+    assert len(comparable(grouped(runs))) == 1
+
+
 def test_a_setting_younger_than_a_record_has_its_default_and_of_a_target_the_ratio_means_nothing():
     old, new = synthetic.record(target_flops=0.5), synthetic.record(target_flops=0.5, p=1.0, ratio=0.9)
     del old.config["equal_epochs"], old.config["round_to"], old.config["regularizer"]["form"]
