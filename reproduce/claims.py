@@ -69,7 +69,7 @@ def claims(row: Row, rows: Sequence[Row], runs: Runs, protocol: str) -> list[Cla
     judged = [_judged(row, rows, group, configured, protocol) for group in configured]
     for group in best(grouped(run for run in every if run.differs), protocol, OTHER_SETTINGS):
         changed = ", ".join(setting(key, ours) for key, (_, ours) in sorted(group.first.differs.items()))
-        how = f"short: {changed}, not judged" if is_short(group.first) else f"other settings: {changed}"
+        how = f"{'short' if is_short(group.first) else 'other settings'}: {changed}"
         status = how if group.runs else f"{how}; {group.failure}"
         judged.append(Claim(row, status, group, _measured(row, group, protocol)))
     return judged if configured else [Claim(row, "not run as configured" if judged else "not run"), *judged]

@@ -26,9 +26,11 @@ def answers(pairs: Sequence[Pair], claims: Sequence[Claim]) -> str:
     The last table has a line per network: its data set with most seeds.
     """
     parts: dict[str, list[Line]] = {heading: [] for heading in QUESTIONS.values()}
-    for pair in pairs:
-        line, question = pair_line(pair), QUESTIONS.get(pair.theirs.first.method)
-        heading = question or f"{OTHER}: {line.pop('Network')}"
+    lines = [(QUESTIONS.get(pair.theirs.first.method), pair_line(pair)) for pair in pairs]
+    others = Counter(line["Network"] for question, line in lines if not question)
+    for question, line in lines:
+        alone = others[line["Network"]] == 1  # such networks share a table
+        heading = question or (OTHER if alone else f"{OTHER}: {line.pop('Network')}")
         parts.setdefault(heading, []).append(line)
     parts |= {PUBLISHED: [], COURSE: []}
     for claim in claims:
@@ -68,7 +70,7 @@ def pair_line(pair: Pair) -> Line:
         "Budget": target(ours),
         "Epochs after dense": " / ".join(map(str, dict.fromkeys(lengths))),
         "Against": pair.name,
-        "Lp minus other (points)": mean,
+        "Lp minus other": mean,
         "95 % from": low,
         "to": high,
         "n": n,

@@ -142,7 +142,7 @@ def test_the_papers_method_stands_beside_every_other_one_in_page_file_and_findin
     page = render(results, "--readme", str(pages[0]))
     rows = {row["Against"]: row for row in rows_of(results / "tables/paired.csv")}
     row = rows["no ADMM"]  # differences of 0, 0 and -3: a deviation of 3 ** 0.5, so an error of 1
-    numbers = [float(row[head]) for head in ("Lp minus other (points)", "95 % from", "to")]
+    numbers = [float(row[head]) for head in ("Lp minus other", "95 % from", "to")]
     assert numbers == pytest.approx([-1, -1 - 4.3027, -1 + 4.3027], abs=1e-4)
     verdict = "inside the noise"
     assert (row["n"], row["Verdict"], row["Budget"]) == ("3", verdict, "ratio=0.5")
