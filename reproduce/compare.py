@@ -8,7 +8,6 @@ from lpslim.base.files import canonical
 from lpslim.experiment.config import flat
 from lpslim.experiment.records import Record
 from lpslim.experiment.statistics import Summary, paired_difference, summary
-from lpslim.training.schedule import TrainConfig, scaled
 from reproduce.aggregate import DEFAULTS, Group, by_pair, decisive
 from reproduce.markup import Line
 from reproduce.names import named
@@ -45,8 +44,7 @@ def comparable(groups: Sequence[Group]) -> list[list[Group]]:
         config = decisive(group.first)
         same = {k: v for k, v in config.items() if k.split(".")[0] not in METHOD_KEYS}
         sparsified = config["regularizer.name"] != "none" and config["retrain"] == "finetune"
-        own = TrainConfig(config["finetune.epochs"])
-        same["finetune.epochs"] = scaled(own, config["epoch_scale"]).epochs
+        same["finetune.epochs"] = round(config["finetune.epochs"] * config["epoch_scale"])
         if sparsified or config["equal_epochs"] or config["retrain"].startswith("scratch"):
             same["finetune.epochs"] += config["regularizer.train.epochs"]
         if config["target_flops"] is None and config["target_params"] is None:

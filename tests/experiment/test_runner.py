@@ -4,7 +4,6 @@ import errno
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +15,10 @@ import lpslim
 from lpslim.base import files
 from lpslim.base.errors import RunError, UserError
 from lpslim.experiment import records, runner, stages
-from lpslim.experiment.config import Config
 from lpslim.experiment.runner import execute
 from lpslim.pruning.cost import count
 from lpslim.training import distributed
-from tests.composing import ROOT, configured
+from tests.composing import configured
 from tests.experiment.dying import TINY, places
 
 BUDGET = "target_flops=0.5"
@@ -153,7 +151,7 @@ def test_a_damaged_stage_is_set_aside_and_computed_anew(run, finished, unrecorde
 
 def test_a_mistake_that_shows_late_says_what_is_kept():
     planned = [SimpleNamespace(name="baseline", done=True), SimpleNamespace(name="prune", done=False)]
-    with pytest.raises(UserError, match=r"^cannot be met\nkept: baseline$"), runner.explained(planned):
+    with pytest.raises(UserError, match=r"^cannot be met\nkept: baseline$"), runner.guarded(planned):
         raise UserError("cannot be met")
 
 
@@ -173,9 +171,9 @@ def no_compiler(graph, inputs):
     ],
 )  # fmt: skip
 def test_failures_of_the_machine_are_explained(action, said):
-    with pytest.raises(RunError, match=f"{said}(.|\n)*the same command goes on"), runner.explained([]):
+    with pytest.raises(RunError, match=f"{said}(.|\n)*the same command goes on"), runner.guarded([]):
         action()
-    with pytest.raises(RuntimeError, match="sizes"), runner.explained([]):  # a fault of the program
+    with pytest.raises(RuntimeError, match="sizes"), runner.guarded([]):  # a fault of the program
         raise RuntimeError("sizes do not fit")
 
 
@@ -193,26 +191,3 @@ def test_a_stopped_run_says_what_is_kept(run, unrecorded, monkeypatch, capsys, p
     happened, kept = (str(stopped.value) or capsys.readouterr().err.strip()).splitlines()[-2:]
     assert "No space left: 'x'" in happened or happened == "interrupted"
     assert kept == "kept: baseline, sparsify, score, prune; the same command goes on"
-
-
-def test_the_environment_states_the_source():
-    def git(*words):
-        return subprocess.check_output(["git", *words], cwd=ROOT, text=True).strip()
-
-    stated = runner.environment(SimpleNamespace(config=Config()))
-    assert stated["threads"] == torch.get_num_threads()
-    assert stated["commit"] == git("rev-parse", "HEAD")
-    assert stated["dirty"] == bool(git("status", "--porcelain", "--", "src", "conf", "run.py"))
-
-
-def test_the_environment_does_not_state_a_repository_that_the_package_is_installed_into(
-    monkeypatch, tmp_path
-):
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "other.py").touch()
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    monkeypatch.setattr(runner, "__file__", str(tmp_path / "runner.py"))
-    stated = runner.environment(SimpleNamespace(config=Config()))
-    assert (stated["commit"], stated["dirty"]) == (None, False)

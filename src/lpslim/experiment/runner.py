@@ -1,14 +1,11 @@
 """Runner: one run from its checked configuration to its record."""
 
 import logging
-import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from lpslim.base import files, registry
 from lpslim.base.errors import DivergenceError, RunError, UserError
 from lpslim.experiment import keys, records, stages
 from lpslim.experiment.config import IGNORED_KEYS, Config, flat
+from lpslim.experiment.environment import environment
 from lpslim.experiment.keys import Info, PlannedStage, plan
 from lpslim.experiment.tracking import Trackers
 from lpslim.models import family as families
@@ -28,9 +26,6 @@ from lpslim.models import storage
 from lpslim.pruning import criteria, unstructured
 from lpslim.training import distributed
 from lpslim.training.distributed import broadcast_from_main, main_process_first
-
-SOURCES = ("--", ":/src", ":/conf", ":/run.py")  # for git: from the top, wherever it is asked
-PACKAGES = ("lpslim", "torch", "torchvision", "torch-pruning", "accelerate", "transformers", "tokenizers")
 
 
 def execute(config: Config, experiment_file: Config | None) -> Path | None:
@@ -46,7 +41,7 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
         distributed.make_accelerator(config.trainer)  # several processes find each other
         if not config.dry_run:
             broadcast_from_main(lambda: _check_writable(config))
-        with explained(()):
+        with guarded(()):
             run = main_process_first(lambda: _load(config))
         key = run.steps["finetune"].key
         if len(set(gather_object([key]))) > 1:
@@ -62,9 +57,10 @@ def execute(config: Config, experiment_file: Config | None) -> Path | None:
         if config.dry_run:
             return None
     infos: dict[str, Info] = {}
-    diverged, where = None, environment(run)  # before any training: the code that does it
+    diverged = None
+    where = environment(run.config.trainer.device)  # before any training: the code that does it
     logs = _logs(run, folder) if distributed.is_main() else nullcontext()
-    with distributed.fail_fast(), explained(run.steps.values()), logs as trackers:
+    with distributed.fail_fast(), guarded(run.steps.values()), logs as trackers:
         try:
             for stage in run.steps:
                 infos[stage] = stages.obtain(replace(run, trackers=trackers), stage)
@@ -181,7 +177,7 @@ def _logs(run: stages.Run, folder: Path) -> Iterator[Trackers]:
 
 
 @contextmanager
-def explained(planned: Iterable[PlannedStage]) -> Iterator[None]:
+def guarded(planned: Iterable[PlannedStage]) -> Iterator[None]:
     """Say what is kept when the machine fails (RunError), a mistake shows late, or the user interrupts."""
     try:
         yield
@@ -203,27 +199,6 @@ def explained(planned: Iterable[PlannedStage]) -> Iterator[None]:
         else:
             raise
         raise RunError(f"{happened}\n{kept}") from problem
-
-
-def environment(run: stages.Run) -> dict[str, str | int | bool | None]:
-    """Return the versions, machine and source revision that a record states."""
-    versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
-    device = run.config.trainer.device
-    machine = {"platform": platform.platform(terse=True), "machine": platform.machine(), "device": device,
-               "processor": distributed.processor(device)}  # fmt: skip
-    counts = {"threads": torch.get_num_threads(), "processes": distributed.share().world}
-    own = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None  # not a repository around ours
-    revision = {"commit": _git("rev-parse", "HEAD") if own else None,
-                "dirty": bool(own and _git("status", "--porcelain", *SOURCES))}  # fmt: skip
-    return {**versions, **machine, **counts, **revision}
-
-
-def _git(*arguments: str) -> str | None:
-    command, here = ["git", *arguments], Path(__file__).parent
-    try:
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # installed from a package: there is no repository to name
 
 
 def _finish(run: stages.Run, record: records.Record, folder: Path) -> None:

@@ -104,7 +104,8 @@ class ChannelADMM(Regularizer):
         example: one input, such as (1, C, H, W), as for :func:`lpslim.prune`.
         target_flops, target_params, ratio: one of them, the budget, as for :func:`lpslim.prune`.
         epochs, updates_per_epoch: how long it pulls, and outer iterations in an epoch.
-        p, M: the penalty is |s|^(1/p) of a group's size s with its slope capped at M; p=0: the projection.
+        p, M: the penalty is |s|^(1/p) of a group's size s with its slope capped at M; p=0: the projection,
+            which shrinks nothing that stays, and ended ahead on CIFAR-10 (docs/method.md).
         rho: weight of the pull: the steps of an outer iteration shrink the gap of W and V to exp(-rho) of it.
         floor, protected, round_to: as for :func:`lpslim.prune`.
         candidates: units that can go, in place of those that are found by tracing.

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -104,6 +105,7 @@ def recorded(model: nn.Module, inputs: Tensor, precision: str) -> Any:
     The kernels are the same; a small network's take less time than the processor needs to launch them one by
     one. Its parameters must stay where they are in memory.
     """
+    warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")  # it was made while recording
     buffers = [buffer.clone() for buffer in model.buffers()]
     wrapped = nn.Sequential(model.train())  # whose forward is replaced, in place of the model's own
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
