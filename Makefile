@@ -59,7 +59,7 @@ reproduce-tables: setup  ## all four of them, one after the other; PROFILE=smoke
 	@ended=0; for rows in $(TABLES); do $(MAKE) --no-print-directory run-rows ROWS=$$rows || ended=$$?; done; \
 	$(MAKE) --no-print-directory count-rows ROWS='$(TABLES)'; exit $$ended
 
-compare: setup  ## all rivals and controls but the two of lp_channels at the paper's ResNet-56 row (58.6 %); PROFILE=smoke|short|paper
+compare: setup  ## all rivals and controls but lp_channels_rewind at the paper's ResNet-56 row (58.6 %); PROFILE=smoke|short|paper
 	@$(MAKE) --no-print-directory run-rows ROWS=compare
 
 FOLDERS = results_dir=$(RESULTS) work_dir=$(WORK)
