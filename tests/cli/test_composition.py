@@ -124,5 +124,5 @@ def test_ignored_keys_are_declared_at_their_fields_and_nowhere_else():
     assert known > IGNORED_KEYS
     assert {"name", "label", "kind", "protocol", "results_dir", "work_dir", "dry_run", "dataset.root",
             "dataset.source", "dataset.download", "dataset.workers", "dataset.cache_gb", "trainer.device",
-            "trainer.threads", "trainer.checkpoint_minutes", "trainer.trackers",
+            "trainer.threads", "trainer.checkpoint_minutes", "trainer.trackers", "trainer.cuda_graphs",
             "model.weights_dir"} == IGNORED_KEYS  # fmt: skip
