@@ -46,9 +46,9 @@ class SharedSchedule(TrainConfig):
 class RuntimeConfig:
     """Where and in which arithmetic a training runs. Fields marked as ignored change no result.
 
-    precision: "auto" is bf16 where the device computes it natively, else fp32. checkpoint_minutes: time
-    between two checkpoints; 0 for one after every step (on a GPU every tenth), null for none. trackers: who
-    gets the measurements.
+    precision: "auto" is bf16 where the device computes it natively, else fp32. cuda_graphs: whether one GPU
+    replays its training steps, on images. checkpoint_minutes: time between two checkpoints; 0 for one after
+    every step (on a GPU every tenth), null for none. trackers: who gets the measurements.
     """
 
     device: str = field(default="auto", metadata={"ignored": True})
